@@ -1,6 +1,6 @@
 """Fine-tuning of Hugging Face Transformers while only part of the model moves.
 
-The public names are imported on first use, so that `import hf_freeze` is silent and loads neither torch nor transformers.
+The public names are imported on first use: `import hf_freeze` is silent and loads neither torch nor transformers.
 """
 
 from __future__ import annotations
