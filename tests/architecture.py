@@ -20,6 +20,7 @@ LEVELS = (
     ("run",),
     ("cli",),
 )
+# Other modules of `plan` stand as high as the highest of these that they import, by whatever way.
 PLAN_LEVELS = (
     ("selection", "layout"),
     ("resolve",),
@@ -62,27 +63,40 @@ def _rank(name: str, levels: tuple[tuple[str, ...], ...]) -> int | None:
     return next((rank for rank, level in enumerate(levels) if name in level), None)
 
 
-def _import_violation(importer: str, imported: str) -> str | None:
+def _plan_ranks(graph: Mapping[str, set[str]]) -> dict[str, int]:
+    """Returns how high every module of `plan` stands."""
+    listed = {f"{PACKAGE}.plan.{name}": rank for rank, level in enumerate(PLAN_LEVELS) for name in level}
+    ranks: dict[str, int] = {}
+
+    def rank(name: str) -> int:
+        if name not in ranks:
+            ranks[name] = listed.get(name, 0)  # also ends the search in a circle
+            if name not in listed:
+                ranks[name] = max((rank(other) for other in graph.get(name, ()) if ".plan." in other), default=0)
+        return ranks[name]
+
+    for name in {*graph, *(name for imported in graph.values() for name in imported)}:
+        rank(name)
+    return ranks
+
+
+def _import_violation(importer: str, imported: str, plan_ranks: Mapping[str, int]) -> str | None:
     """Says what is wrong with one import, or returns None."""
     if imported == PACKAGE:
         return "imports the package itself; import from the module that defines the name"
     own, other = importer.split(".")[1:], imported.split(".")[1:]
-    for name, levels, where in ((own, LEVELS, "LEVELS"), (other, LEVELS, "LEVELS")):
-        if _rank(name[0], levels) is None:
-            return f"{'.'.join([PACKAGE, name[0]])} is not in {where} of tests/architecture.py"
+    for name in (own[0], other[0]):
+        if _rank(name, LEVELS) is None:
+            return f"{PACKAGE}.{name} is not in LEVELS of tests/architecture.py"
     if own[0] != other[0]:
-        return f"imports {imported}, which stands above it" if _rank(own[0], LEVELS) < _rank(other[0], LEVELS) else None
-    if importer == imported:
-        return None
-    if own[0] != "plan" or len(own) < 2:
-        return None
-    if len(other) < 2:
-        return "imports hf_freeze.plan itself; import from the module that defines the name"
-    own_rank, other_rank = _rank(own[1], PLAN_LEVELS), _rank(other[1], PLAN_LEVELS)
-    for name, rank in ((own[1], own_rank), (other[1], other_rank)):
-        if rank is None:
-            return f"hf_freeze.plan.{name} is not in PLAN_LEVELS of tests/architecture.py"
-    return f"imports {imported}, which stands above it" if own_rank < other_rank else None
+        goes_up = _rank(own[0], LEVELS) < _rank(other[0], LEVELS)
+    elif own[0] != "plan" or len(own) < 2:
+        goes_up = False
+    elif len(other) < 2:
+        return f"imports {imported} itself; import from the module that defines the name"
+    else:
+        goes_up = plan_ranks[importer] < plan_ranks[imported]
+    return f"imports {imported}, which stands above it" if goes_up else None
 
 
 def import_violations(sources: Mapping[str, str]) -> list[str]:
@@ -91,19 +105,21 @@ def import_violations(sources: Mapping[str, str]) -> list[str]:
     Args:
         sources: The package's files: path, as `hf_freeze/plan/apply.py`, to source.
     """
-    violations = []
-    graph: dict[str, set[str]] = {}
-    modules = [module_name(path) for path in sources]
-    for path, source in sources.items():
-        importer = module_name(path)
-        if importer == PACKAGE:
-            continue  # the table of public names, which loads nothing by itself
-        for line, imported in imported_modules(source, modules):
-            problem = _import_violation(importer, imported)
-            if problem is not None:
-                violations.append(f"{path}:{line}: {problem}")
-            elif importer != imported:
-                graph.setdefault(importer, set()).add(imported)
+    modules = {path: module_name(path) for path in sources}
+    # Without the package's own file: the table of public names loads nothing by itself.
+    imports = {
+        path: list(imported_modules(source, modules.values()))
+        for path, source in sources.items()
+        if modules[path] != PACKAGE
+    }
+    graph = {modules[path]: {name for _, name in found} - {modules[path]} for path, found in imports.items()}
+    plan_ranks = _plan_ranks(graph)
+    violations = [
+        f"{path}:{line}: {problem}"
+        for path, found in imports.items()
+        for line, imported in found
+        if (problem := _import_violation(modules[path], imported, plan_ranks)) is not None
+    ]
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
