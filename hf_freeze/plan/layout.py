@@ -170,7 +170,9 @@ def _base_path(root: Node) -> str | None:
 
 def _output_embeddings(root: Node) -> frozenset[int]:
     """Returns the identities of the parameters of a language-model head."""
-    module = root.inner.get_output_embeddings() if isinstance(root.inner, PreTrainedModel) else None
+    if not isinstance(root.inner, PreTrainedModel):
+        return frozenset()
+    module: nn.Module | None = root.inner.get_output_embeddings()  # type: ignore[no-untyped-call]
     return frozenset(map(id, module.parameters())) if module is not None else frozenset()
 
 

@@ -77,7 +77,10 @@ def own_class(module: nn.Module) -> type[nn.Module]:
     Args:
         module: Any module that is no wrapper.
     """
-    return next(parent for parent in type(module).__mro__ if not issubclass(parent, FSDPModule))
+    for parent in type(module).__mro__:
+        if issubclass(parent, nn.Module) and not issubclass(parent, FSDPModule):
+            return parent
+    return type(module)
 
 
 def _short(component: str) -> str:

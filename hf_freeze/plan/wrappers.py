@@ -1,6 +1,6 @@
 """The modules of a model under the names they have without PEFT, DDP, FSDP and torch.compile around them.
 
-Wrappers rename parameters: `query.weight` becomes `query.base_layer.weight` under LoRA, `module.query.weight` under DDP.
+Wrappers rename parameters: `query.weight` is `query.base_layer.weight` under LoRA and `module.query.weight` under DDP.
 Whatever plans or applies a plan speaks of *canonical* names, which are those of the model before anything wrapped it.
 """
 
