@@ -1,0 +1,34 @@
+"""What the user writes: the sections of a config, and how they are read."""
+
+from hf_freeze.config.loading import load_config, parse_adapters, parse_config, parse_overrides, parse_section
+from hf_freeze.config.schema import (
+    AdapterConfig,
+    DataConfig,
+    FreezeConfig,
+    LearningRateMultipliers,
+    ModelConfig,
+    RunConfig,
+    ScheduleConfig,
+    SplitsConfig,
+)
+from hf_freeze.config.selection import Selection
+from hf_freeze.config.writing import json_schema, to_yaml
+
+__all__ = [
+    "AdapterConfig",
+    "DataConfig",
+    "FreezeConfig",
+    "LearningRateMultipliers",
+    "ModelConfig",
+    "RunConfig",
+    "ScheduleConfig",
+    "Selection",
+    "SplitsConfig",
+    "json_schema",
+    "load_config",
+    "parse_adapters",
+    "parse_config",
+    "parse_overrides",
+    "parse_section",
+    "to_yaml",
+]

@@ -1,0 +1,131 @@
+"""What is wrong with a config: collected, so that every problem is reported and not only the first."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from hf_freeze.errors import did_you_mean
+
+Key = str | int
+KeyPath = tuple[Key, ...]
+
+_MOST_SHOWN = 120  # characters of a value that a message repeats
+_MOST_LISTED = 40  # known keys that a message lists
+
+# One sentence for each kind of error that pydantic can report about the sections of a config.
+_SENTENCES: Mapping[str, str] = {
+    "bool_type": "is neither true nor false",
+    "dict_type": "is not a mapping of keys to values",
+    "finite_number": "is not a finite number",
+    "float_type": "is not a number",
+    "greater_than": "is not above {gt}",
+    "int_type": "is not a whole number",
+    "less_than_equal": "is above {le}",
+    "model_type": "is not a mapping of keys to values",
+    "string_too_short": "is empty",
+    "string_type": "is not text",
+    "too_long": "has more than {max_length} entries",
+    "too_short": "has fewer than {min_length} entries",
+    "tuple_type": "is not a list",
+}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong: the key where it is, and a message that follows that key."""
+
+    path: KeyPath
+    text: str
+
+    def under(self, prefix: Iterable[Key]) -> Problem:
+        """Returns the same problem, its path seen from further outside."""
+        return Problem((*prefix, *self.path), self.text)
+
+
+class ProblemsFound(ValueError):
+    """Carries problems through pydantic, which keeps a ValueError raised by a validator."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        """Keeps the problems; the message lists them."""
+        super().__init__("\n".join(f"{dotted(problem.path)}: {problem.text}" for problem in problems))
+        self.problems = tuple(problems)
+
+
+def dotted(path: KeyPath, *, root: str = "config") -> str:
+    """Returns `adapters.0.r` for `("adapters", 0, "r")`, and `root` for the empty path."""
+    return ".".join(str(key) for key in path) or root
+
+
+def shown(value: object) -> str:
+    """Returns a value as messages show it: its repr, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
+
+
+def listed(words: Iterable[object]) -> str:
+    """Returns the words sorted and joined by commas."""
+    return ", ".join(sorted(str(word) for word in words))
+
+
+def unknown_key(path: KeyPath, value: object, known: Iterable[str], *, owner: str = "") -> Problem:
+    """Returns the problem of a key that does not exist, with those that do.
+
+    Args:
+        path: The key and where it stands.
+        value: What it was given.
+        known: The keys that exist there.
+        owner: What to name instead where there are too many keys to list.
+    """
+    known = sorted(known)
+    names = ", ".join(known) if len(known) <= _MOST_LISTED or not owner else f"the {len(known)} of {owner}"
+    return Problem(path, f"unknown key; got {shown(value)}. Known keys: {names}.{did_you_mean(str(path[-1]), known)}")
+
+
+def unquoted(value: object) -> str:
+    """Returns the advice to drop the quotes around a number, or an empty string where that is not what is wrong."""
+    if not isinstance(value, str):
+        return ""
+    try:
+        float(value)
+    except ValueError:
+        return ""
+    return " Write it without quotes."
+
+
+def problems_of(error: ValidationError, fields: Mapping[str, FieldInfo]) -> list[Problem]:
+    """Turns what pydantic found in one section into problems.
+
+    Args:
+        error: What pydantic raised.
+        fields: The fields of that section, for their names and descriptions.
+    """
+    return [problem for details in error.errors(include_url=False) for problem in _translated(details, fields)]
+
+
+def _translated(details: ErrorDetails, fields: Mapping[str, FieldInfo]) -> list[Problem]:
+    kind, path, value, context = details["type"], details["loc"], details["input"], details.get("ctx", {})
+    match kind:
+        case "value_error" if isinstance(found := context["error"], ProblemsFound):
+            return [problem.under(path) for problem in found.problems]
+        case "extra_forbidden" | "invalid_key":
+            return [unknown_key(path, value if kind == "extra_forbidden" else path[-1], fields)]
+        case "missing":
+            given = listed(value) if isinstance(value, Mapping) and value else "nothing"
+            return [Problem(path, f"required key is missing; got {given}. {_description(path, fields)} Add it.")]
+        case "literal_error":
+            meant = did_you_mean(str(value), re.findall(r"'([^']*)'", context["expected"]))
+            return [Problem(path, f"is none of its values; got {shown(value)}. It takes {context['expected']}.{meant}")]
+    sentence = _SENTENCES[kind].format(**context)
+    hint = unquoted(value) if kind in {"int_type", "float_type"} else ""
+    return [Problem(path, f"{sentence}; got {shown(value)}. {_description(path, fields)}{hint}".rstrip())]
+
+
+def _description(path: KeyPath, fields: Mapping[str, FieldInfo]) -> str:
+    field = fields.get(str(path[0])) if path else None
+    return field.description or "" if field is not None else ""

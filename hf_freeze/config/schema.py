@@ -1,0 +1,255 @@
+"""The sections of a config, as frozen pydantic models that report every problem together."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    PlainSerializer,
+    PlainValidator,
+    Strict,
+    StringConstraints,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
+
+from hf_freeze.config import options
+from hf_freeze.config.problems import Problem, ProblemsFound, problems_of
+from hf_freeze.config.selection import BLOCKS_SCHEMA, Selection, read_blocks, spell_blocks
+
+__all__ = [
+    "AdapterConfig",
+    "Adapters",
+    "DataConfig",
+    "FreezeConfig",
+    "LearningRateMultipliers",
+    "ModelConfig",
+    "RunConfig",
+    "ScheduleConfig",
+    "Section",
+    "Selection",
+    "SplitsConfig",
+]
+
+Blocks = Annotated[
+    Selection | dict[str, Selection],
+    PlainValidator(read_blocks),
+    PlainSerializer(spell_blocks),
+    WithJsonSchema(BLOCKS_SCHEMA),
+]
+Text = Annotated[str, StringConstraints(min_length=1)]
+Texts = Annotated[tuple[Text, ...], Strict(False)]  # YAML has lists, not tuples
+Plain = Annotated[Any, AfterValidator(options.as_plain)]
+Part = Literal["auto", "frozen", "full"]
+
+
+class Section(BaseModel):
+    """A part of a config whose problems are reported together, those of the keys that pass through included."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    @classmethod
+    def problems_upstream(cls, given: Mapping[str, Any]) -> list[Problem]:
+        """Returns what is wrong with the keys that pass through to another library.
+
+        Args:
+            given: The whole section as it was written.
+        """
+        return []
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _report_together(cls, given: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        if isinstance(given, cls):
+            return given
+        given = dict(given) if isinstance(given, Mapping) else given
+        found: list[Problem] = []
+        try:
+            section = handler(given)
+        except ValidationError as error:
+            found = problems_of(error, cls.model_fields)
+        if isinstance(given, dict):
+            found += cls.problems_upstream({key: value for key, value in given.items() if isinstance(key, str)})
+        if found:
+            raise ProblemsFound(found)
+        return section
+
+
+class ModelConfig(Section):
+    """The pretrained model; keys other than these go to `from_pretrained`."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Plain]
+
+    name_or_path: Text = Field(description="Pretrained model: its name on the Hub, or a folder.")
+    task: Text = Field("text-classification", description="Name of the task that is learned.")
+    blocks_path: Text | None = Field(
+        None, description="Path of the blocks inside the model, such as encoder.layer; null: they are found."
+    )
+    trust_remote_code: bool = Field(False, description="Whether code that comes with the model may run.")
+
+    @classmethod
+    def problems_upstream(cls, given: Mapping[str, Any]) -> list[Problem]:
+        """Returns what is wrong with the keys for `from_pretrained`."""
+        return options.model_problems(_without(given, cls.model_fields), cls.model_fields)
+
+    @property
+    def from_pretrained_options(self) -> dict[str, Any]:
+        """The keyword arguments for `from_pretrained`."""
+        return dict(self.model_extra or {})
+
+
+class SplitsConfig(Section):
+    """Which split of the dataset serves which purpose."""
+
+    train: Text | None = Field(None, description="Split that is trained on; null: train.")
+    validation: Text | None = Field(
+        None, description="Split that is evaluated on; null: validation, else dev, else test, else none."
+    )
+    test: Text | None = Field(None, description="Split that is kept for the end; null: test where it is there.")
+
+
+class DataConfig(Section):
+    """The rows, and which of their columns are texts and labels."""
+
+    load_dataset: Annotated[dict[str, Any], AfterValidator(lambda given: _checked(given, options.dataset_problems))] = (
+        Field(description="Keyword arguments for datasets.load_dataset; path is required.")
+    )
+    max_length: int | None = Field(
+        None, gt=0, description="Longest row in tokens, what is beyond is cut off; null: what the model can take."
+    )
+    text_columns: Annotated[Texts, Field(min_length=1, max_length=2)] | None = Field(
+        None, description="List of one text column, or of two for sentence pairs; null: inferred."
+    )
+    label_column: Text | None = Field(None, description="Column that holds the labels; null: inferred.")
+    labels: Annotated[Texts, Field(min_length=1)] | None = Field(
+        None, description="List of the names of the labels in the order of their numbers; null: inferred."
+    )
+    problem_type: Literal["single_label_classification", "multi_label_classification", "regression"] | None = Field(
+        None, description="Kind of label; null: inferred from the label column."
+    )
+    splits: SplitsConfig = Field(SplitsConfig(), description="Splits of the dataset, each inferred where not given.")
+
+
+class FreezeConfig(Section):
+    """What is frozen: the selected blocks; blocks that are not selected train in full."""
+
+    embeddings: Part = Field("auto", description="Embeddings: frozen, full, or auto, which is frozen when block 0 is.")
+    blocks: Blocks = Field(Selection("none"), description="Blocks that are frozen, in all or for each stack.")
+    head: Part = Field("auto", description="Everything after the blocks: frozen, full, or auto, which is full.")
+    always_train: Texts = Field(
+        (), description="List of globs of parameter names that train whatever else is frozen, such as *.bias."
+    )
+    keep_dropout: bool = Field(False, description="Whether frozen blocks keep their dropout while training.")
+
+
+class AdapterConfig(Section):
+    """One PEFT adapter; keys other than these go to the config class of its method."""
+
+    model_config = ConfigDict(extra="allow")
+
+    peft_type: Annotated[str, AfterValidator(options.peft_method)] = Field(
+        description="PEFT method, such as LORA, in any case."
+    )
+    blocks: Blocks | None = Field(None, description="Blocks that carry the adapter; null: all.")
+
+    @classmethod
+    def problems_upstream(cls, given: Mapping[str, Any]) -> list[Problem]:
+        """Returns what is wrong with the keys for the config class of the PEFT method, once the method is known."""
+        try:
+            method = options.peft_method(given.get("peft_type"))
+        except ProblemsFound:
+            return []
+        return options.adapter_problems(method, _without(given, cls.model_fields))
+
+    @property
+    def peft_options(self) -> dict[str, Any]:
+        """The keyword arguments for the config class of the PEFT method."""
+        return dict(self.model_extra or {})
+
+
+class ScheduleConfig(Section):
+    """When the freeze state changes."""
+
+    type: Literal["static"] = Field("static", description="static: it never changes.")
+
+
+class LearningRateMultipliers(Section):
+    """Factors on training.learning_rate, one for each role."""
+
+    block_decay: float = Field(
+        1.0, gt=0, le=1, description="Factor from each block to the one before it, above 0 and at most 1."
+    )
+    embeddings: float = Field(1.0, gt=0, description="Factor for the embeddings, above 0.")
+    head: float = Field(1.0, gt=0, description="Factor for the head, above 0.")
+
+
+def _without(given: Mapping[str, Any], fields: Iterable[str]) -> dict[str, Any]:
+    return {key: value for key, value in given.items() if key not in set(fields)}
+
+
+def _checked(given: dict[str, Any], check: Callable[[Mapping[str, Any]], list[Problem]]) -> dict[str, Any]:
+    """Returns a plain copy of keyword arguments that a library will take."""
+    if found := check(given):
+        raise ProblemsFound(found)
+    copy: dict[str, Any] = options.as_plain(given)
+    return copy
+
+
+def _one_method(adapters: tuple[AdapterConfig, ...]) -> tuple[AdapterConfig, ...]:
+    methods = [adapter.peft_type for adapter in adapters]
+    found = [
+        Problem(
+            (index, "peft_type"),
+            f"is another method than that of the first entry; got {method!r}. PEFT cannot save a mixed model; "
+            f"the first entry is {methods[0]!r}. Use one method in all entries.",
+        )
+        for index, method in enumerate(methods)
+        if method != methods[0]
+    ]
+    if found:
+        raise ProblemsFound(found)
+    return adapters
+
+
+_WORD = r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*"  # no dot in front and no two in a row: never a path
+
+
+def _metric(name: str) -> str:
+    if not re.fullmatch(f"{_WORD}(/{_WORD})?", name):
+        what = "A metric is bundled, such as accuracy, or the name of one on the Hub, such as organisation/metric."
+        raise ProblemsFound([Problem((), f"is not the name of a metric; got {name!r}. {what}")])
+    return name
+
+
+Adapters = Annotated[tuple[AdapterConfig, ...], Strict(False), AfterValidator(_one_method)]
+
+
+class RunConfig(Section):
+    """A whole config: what `hf-freeze train` and `scripts/finetune.py` run."""
+
+    model: ModelConfig = Field(description="Pretrained model and task.")
+    data: DataConfig = Field(description="Dataset and its columns.")
+    freeze: FreezeConfig | None = Field(None, description="What is frozen; null: nothing, or as the adapters need it.")
+    adapters: Adapters = Field((), description="List of adapters of one PEFT method, each on its own blocks.")
+    schedule: ScheduleConfig = Field(ScheduleConfig(), description="When the freeze state changes.")
+    lr_multipliers: LearningRateMultipliers = Field(
+        LearningRateMultipliers(), description="Factors on training.learning_rate."
+    )
+    training: Annotated[dict[str, Any], AfterValidator(lambda given: _checked(given, options.training_problems))] = (
+        Field(description="Keyword arguments for transformers.TrainingArguments; output_dir is required.")
+    )
+    metrics: Annotated[tuple[Annotated[str, AfterValidator(_metric)], ...], Strict(False)] | None = Field(
+        None, description="List of the metrics that are computed; null: those of the task."
+    )
+    allow_changed_plan: bool = Field(
+        False, description="Whether a checkpoint that was written under another plan may be resumed."
+    )

@@ -1,0 +1,62 @@
+"""A config, out: as the YAML that reads back as the same config, and as the JSON schema that editors use."""
+
+from __future__ import annotations
+
+from io import StringIO
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.representer import SafeRepresenter
+
+from hf_freeze.config.options import as_plain
+from hf_freeze.config.problems import ProblemsFound
+from hf_freeze.config.schema import RunConfig
+from hf_freeze.errors import ConfigError
+
+
+class _Representer(SafeRepresenter):
+    """Writes every value out where it stands, so that a reader need not look elsewhere."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def to_yaml(config: RunConfig) -> str:
+    """Returns the YAML of a config, without the keys that have their default.
+
+    Args:
+        config: What to write.
+
+    Raises:
+        ConfigError: If the config holds objects, as one made in Python can.
+    """
+    try:
+        plain = as_plain(config.model_dump(exclude_defaults=True))
+    except ProblemsFound as error:
+        raise ConfigError(str(error)) from None
+    yaml = YAML(typ="safe", pure=True)
+    yaml.Representer = _Representer
+    yaml.default_flow_style = False
+    yaml.width = 120
+    text = StringIO()
+    yaml.dump(plain, text)
+    return text.getvalue()
+
+
+def json_schema() -> dict[str, Any]:
+    """Returns the JSON schema of config files.
+
+    It requires keys only in the entries of lists: any other key may stand in the file that a config extends.
+    """
+    schema = RunConfig.model_json_schema()
+    extends = {
+        "type": "string",
+        "minLength": 1,
+        "title": "Extends",
+        "description": "Config that this one is laid over: a path relative to this file.",
+    }
+    sections = {name: section for name, section in schema["$defs"].items() if name != "AdapterConfig"}
+    for section in (schema, *sections.values()):
+        section.pop("required", None)
+    schema["properties"] = {"extends": extends, **schema["properties"]}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "hf_freeze config"}
