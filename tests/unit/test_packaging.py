@@ -53,7 +53,3 @@ def test_the_lowest_versions_are_tested_with_tools_within_what_is_promised(requi
 def test_libraries_whose_insides_are_relied_on_are_capped(name: str) -> None:
     (requirement,) = [requirement for requirement in DEPENDENCIES if requirement.name == name]
     assert any(specifier.operator == "<" for specifier in requirement.specifier)
-
-
-def test_pytorch_is_the_version_that_pip_finds_a_cpu_build_of() -> None:
-    assert pins("constraints.txt")["torch"] == pins("constraints-lowest.txt")["torch"] == Version("2.13.0")
