@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 
 import torch
 from torch import nn
@@ -15,6 +14,7 @@ from hf_freeze.plan.places import ROLE_EMBEDDINGS, ROLE_HEAD, Places, Stack, blo
 from hf_freeze.plan.stacks import find_stacks, own_class
 from hf_freeze.plan.wrappers import (
     Kind,
+    Leaf,
     Node,
     canonical_name,
     canonical_tree,
@@ -118,38 +118,37 @@ def find_layout(model: nn.Module, *, blocks_path: str | None = None, constants: 
         model_class=own_class(root.inner).__name__,
         stacks=places.stacks,
         parameters=_parameters(root, places, _constants(root) if constants is None else constants),
-        modules=MappingProxyType(places.modules),
+        modules=places.modules,
         straddlers=places.straddlers,
     )
 
 
 def _parameters(root: Node, places: Places, constants: frozenset[str]) -> tuple[Parameter, ...]:
     """Describes every distinct parameter once; a tied one has the earliest role of all its places."""
-    named: dict[int, list[tuple[str, nn.Parameter, Kind, bool]]] = {}
-    for entry in root.named_parameters():
-        named.setdefault(id(entry[1]), []).append(entry)
+    places_of: dict[int, list[tuple[str, Leaf]]] = {}
+    for name, leaf in root.named_leaves():
+        places_of.setdefault(id(leaf.parameter), []).append((name, leaf))
     rank = {role: i for i, role in enumerate(places.modules)}
     base = _base_path(root)
     output = _output_embeddings(root)
     parameters = []
-    for entries in named.values():
-        name, parameter, kind, idle = entries[0]
-        names = [entry[0] for entry in entries]
+    for entries in places_of.values():
+        (name, leaf), names = entries[0], [name for name, _ in entries]
         role = min((places.role(alias) for alias in names), key=rank.__getitem__)
-        outside = role == ROLE_HEAD if base is None else not any(f"{alias}.".startswith(base) for alias in names)
+        outside = role == ROLE_HEAD if base is None else not any(alias.startswith(base) for alias in names)
         parameters.append(
             Parameter(
                 name=name,
                 role=role,
-                shape=tuple(parameter.shape),
-                num_bytes=parameter.numel() * parameter.element_size(),
-                dtype=str(parameter.dtype).removeprefix("torch."),
-                kind=kind,
-                constant=idle or any(alias in constants for alias in names),
-                quantized=_is_quantized(parameter),
+                shape=tuple(leaf.parameter.shape),
+                num_bytes=leaf.parameter.numel() * leaf.parameter.element_size(),
+                dtype=str(leaf.parameter.dtype).removeprefix("torch."),
+                kind=leaf.kind,
+                constant=all(leaf.idle for _, leaf in entries) or not constants.isdisjoint(names),
+                quantized=_is_quantized(leaf.parameter),
                 aliases=tuple(names[1:]),
-                outside_base=outside and kind == "base",
-                output_embedding=id(parameter) in output,
+                outside_base=outside and leaf.kind == "base",
+                output_embedding=id(leaf.parameter) in output,
             )
         )
     return tuple(parameters)
@@ -184,7 +183,7 @@ def _constants(root: Node) -> frozenset[str]:
     """
     frozen = {
         name
-        for name, parameter, kind, idle in root.named_parameters()
+        for name, (parameter, kind, idle) in root.named_leaves()
         if kind == "base" and not idle and not parameter.requires_grad and not _is_quantized(parameter)
     }
     if not frozen:
@@ -193,5 +192,5 @@ def _constants(root: Node) -> frozenset[str]:
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
             fresh = own_class(root.inner)(copy.deepcopy(root.inner.config))
         return frozenset(name for name, parameter in named_parameters(fresh) if not parameter.requires_grad)
-    adapted = any(kind == "adapter" for _, _, kind, _ in root.named_parameters())
+    adapted = any(leaf.kind == "adapter" for _, leaf in root.named_leaves())
     return frozenset() if adapted else frozenset(frozen)

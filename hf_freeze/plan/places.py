@@ -152,12 +152,12 @@ def _turns(node: Node, orders: dict[str, _Order]) -> list[int]:
 def _parts(straddler: Node, leading: set[str], before: set[str], after: set[str]) -> Iterator[tuple[str, str]]:
     """Yields the path and role of everything that a straddler holds and that leads to no stack."""
     passed = False
-    for name in (*straddler.parameters, *straddler.children):
+    for name in (*straddler.leaves, *straddler.children):
         path = join(straddler.path, name)
         if path in leading:
             passed = True
             continue
-        kind = straddler.parameters[name][0] if name in straddler.parameters else straddler.children[name].kind
+        kind = straddler.leaves[name].kind if name in straddler.leaves else straddler.children[name].kind
         if path in before or name in straddler.prompts:
             yield path, ROLE_EMBEDDINGS
         elif path in after or kind == "adapter":

@@ -102,6 +102,17 @@ def _definer(owner: type, function: FunctionType) -> type | None:
     return None
 
 
+def _runs_elements(loop: ast.For) -> bool:
+    """Whether a loop may call what it goes through: BigBird has one that only sets an option of each block."""
+    targets = [loop.target]
+    if isinstance(loop.iter, ast.Call) and isinstance(loop.iter.func, ast.Name) and loop.iter.func.id == "enumerate":
+        targets = loop.target.elts[1:] if isinstance(loop.target, ast.Tuple) else targets
+    names = {name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)}
+    nodes = [node for statement in loop.body for node in ast.walk(statement)]
+    looked_at = {id(node.value) for node in nodes if isinstance(node, ast.Attribute) and node.attr != "__call__"}
+    return any(isinstance(node, ast.Name) and node.id in names and id(node) not in looked_at for node in nodes)
+
+
 class _Reader(ast.NodeVisitor):
     """Walks sources in the order in which Python would run them, noting what is used."""
 
@@ -131,7 +142,8 @@ class _Reader(ast.NodeVisitor):
             self.visit(node.value)
 
     def visit_For(self, node: ast.For) -> None:
-        for part in (node.iter, *node.body, *node.orelse):
+        parts = [*node.body, *node.orelse]
+        for part in [node.iter, *parts] if _runs_elements(node) else parts:
             self.visit(part)
 
     def visit_IfExp(self, node: ast.IfExp) -> None:
@@ -228,7 +240,7 @@ class _Reader(ast.NodeVisitor):
             return None
         if name in base.children:
             return base.children[name]
-        if name in base.parameters:
+        if name in base.leaves:
             return _Held(base, name)
         attribute = inspect.getattr_static(type(base.inner), name, None)
         if isinstance(attribute, FunctionType) and (function := _method(type(base.inner), name)) is not None:

@@ -159,9 +159,9 @@ def _winners(candidates: list[Node], qualifies: Callable[[Node], bool]) -> list[
 def _is_uniform(node: Node) -> bool:
     shapes = {
         tuple(
-            (name.removeprefix(child.path), tuple(parameter.shape))
-            for name, parameter, kind, idle in child.named_parameters()
-            if kind == "base" and not idle
+            (name.removeprefix(child.path), tuple(leaf.parameter.shape))
+            for name, leaf in child.named_leaves()
+            if leaf.kind == "base" and not leaf.idle
         )
         for child in node.children.values()
     }
@@ -183,8 +183,9 @@ def _refuse_scattered_blocks(name: str, stacks: list[Node]) -> None:
 def _refuse_too_few_blocks(name: str, root: Node, stack: Node) -> None:
     """Refuses models that run few blocks many times (ALBERT)."""
     declared, found = _declared(_tower(root, stack)), len(stack.children)
+    staged = any(isinstance(child.inner, nn.ModuleList) for child in stack.children.values())
     # Transformers' own blocks can be fewer than declared: LongCat-Flash counts two to a block, and users remove some.
-    if declared is None or _holds_checkpointing_layers(stack) or found >= declared or declared % found:
+    if declared is None or staged or _holds_checkpointing_layers(stack) or found >= declared or declared % found:
         return
     raise LayoutError(
         f"{name}: its blocks are shared; got config.num_hidden_layers={declared} and {found} in {stack.path!r}. "

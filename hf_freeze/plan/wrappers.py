@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from peft import PeftModel
 from peft.tuners.adaption_prompt import AdaptionPromptModel
@@ -45,6 +45,21 @@ _ADAPTER_WRAPPERS: tuple[tuple[type[object], str], ...] = (
 )
 
 
+class Leaf(NamedTuple):
+    """One parameter at one of its places.
+
+    Attributes:
+        parameter: The parameter.
+        kind: Whether an adapter method added it.
+        idle: Whether PEFT keeps it from being trained: a copy that it does not run, an adapter that is not active, a
+            count that an adapter method keeps for itself.
+    """
+
+    parameter: nn.Parameter
+    kind: Kind
+    idle: bool
+
+
 @dataclass(eq=False)
 class Node:
     """One module of the canonical tree.
@@ -54,9 +69,10 @@ class Node:
         outer: The outermost module at this path: a wrapper, where there is one. `train` and `eval` belong to it.
         inner: The module itself, whose `forward` says what happens here.
         kind: Whether an adapter method added it.
-        idle: Whether it is a copy that PEFT keeps and does not run.
+        idle: Whether PEFT keeps everything in it from being trained.
         children: The modules inside, by their own name, in the order of `named_modules`.
-        parameters: The parameters held here directly, by their own name.
+        leaves: The parameters held here directly, by their own name.
+        prompts: The names of the children that a prompt-learning method put in front of the model.
     """
 
     path: str
@@ -65,7 +81,7 @@ class Node:
     kind: Kind
     idle: bool
     children: dict[str, Node] = field(default_factory=dict)
-    parameters: dict[str, tuple[Kind, nn.Parameter]] = field(default_factory=dict)
+    leaves: dict[str, Leaf] = field(default_factory=dict)
     prompts: frozenset[str] = frozenset()
 
     def walk(self) -> Iterator[Node]:
@@ -74,11 +90,11 @@ class Node:
         for child in self.children.values():
             yield from child.walk()
 
-    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter, Kind, bool]]:
-        """Yields canonical name, parameter, kind and idleness of every parameter, of a tied one at each place."""
+    def named_leaves(self) -> Iterator[tuple[str, Leaf]]:
+        """Yields every parameter below with its canonical name, a tied one at each of its places."""
         for node in self.walk():
-            for name, (kind, parameter) in node.parameters.items():
-                yield join(node.path, name), parameter, kind, node.idle
+            for name, leaf in node.leaves.items():
+                yield join(node.path, name), leaf
 
 
 def join(*parts: str) -> str:
@@ -113,10 +129,10 @@ def named_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
         model: Any module, wrapped or not.
     """
     seen: set[int] = set()
-    for name, parameter, _, _ in canonical_tree(model).named_parameters():
-        if id(parameter) not in seen:
-            seen.add(id(parameter))
-            yield name, parameter
+    for name, leaf in canonical_tree(model).named_leaves():
+        if id(leaf.parameter) not in seen:
+            seen.add(id(leaf.parameter))
+            yield name, leaf.parameter
 
 
 def resolve_module(model: nn.Module, path: str) -> nn.Module:
@@ -179,7 +195,7 @@ def _build(module: nn.Module, path: str, *, kind: Kind, idle: bool) -> Node:
         node = Node(path, module, module, kind, idle)
         for name, parameter in module._parameters.items():
             if parameter is not None:
-                node.parameters[name] = (kind, parameter)
+                node.leaves[name] = Leaf(parameter, kind, idle)
         for name, child in module._modules.items():
             if child is not None:
                 node.children[name] = _build(child, join(path, name), kind=kind, idle=idle)
@@ -202,33 +218,48 @@ def _build_saved(wrapper: ModulesToSaveWrapper, path: str, *, kind: Kind, idle: 
 
 
 def _add_adapters(node: Node, wrapper: nn.Module, *, base: str) -> None:
-    """Adds what an adapter method put beside the module it wraps.
-
-    PEFT keeps one tensor or module per adapter name (`lora_A.default`); the only one loses that name.
-    """
-    names: set[str] = set()
+    """Adds what an adapter method put beside the module it wraps."""
     wrapped = {id(module) for module in node.inner.modules()}
+    names = []
     for name, parameter in wrapper._parameters.items():
         if parameter is not None:
-            node.parameters[_free_name(node, name)] = ("adapter", parameter)
+            node.leaves[_free_name(node, name)] = Leaf(parameter, "adapter", _is_kept(wrapper, name))
     for name, child in wrapper._modules.items():
         # A prompt-tuned PeftModel also registers the model's own embeddings, under a name of its own.
         if name == base or child is None or id(child) in wrapped:
             continue
-        name = _free_name(node, name)
-        names.add(name)
-        if isinstance(child, nn.ParameterDict) and len(child) == 1:
-            node.parameters[name] = ("adapter", next(iter(child.values())))
-        else:
-            if isinstance(child, nn.ModuleDict) and len(child) == 1:
-                child = next(iter(child.values()))
-            node.children[name] = _build(child, join(node.path, name), kind="adapter", idle=False)
+        free = _free_name(node, name)
+        names.append(free)
+        for label, idle, entry in _entries(wrapper, free, child):
+            idle = idle or _is_kept(wrapper, name)
+            if isinstance(entry, nn.Parameter):
+                node.leaves[label] = Leaf(entry, "adapter", idle)
+            else:
+                node.children[label] = _build(entry, join(node.path, label), kind="adapter", idle=idle)
     if isinstance(wrapper, PeftModel):
         node.prompts = frozenset(names)
 
 
+def _entries(wrapper: nn.Module, name: str, child: nn.Module) -> Iterator[tuple[str, bool, nn.Parameter | nn.Module]]:
+    """Yields name, idleness and value of what stands under one name of a wrapper.
+
+    PEFT keeps one entry per adapter (`lora_A.default`). The only one loses that name; of several, the active ones run.
+    """
+    if not isinstance(child, nn.ModuleDict | nn.ParameterDict):
+        yield name, False, child
+        return
+    active = set(wrapper.active_adapters) if isinstance(wrapper, PeftModel | BaseTuner | BaseTunerLayer) else set()
+    for key, entry in child.items():
+        yield name if len(child) == 1 else f"{name}.{key}", bool(active & set(child)) and key not in active, entry
+
+
+def _is_kept(wrapper: nn.Module, name: str) -> bool:
+    """Whether an adapter method keeps a value for itself, as AdaLoRA does the number of its ranks."""
+    return isinstance(wrapper, BaseTunerLayer) and name in wrapper.other_param_names
+
+
 def _free_name(node: Node, name: str) -> str:
     """Returns the name, marked where a tuner layer inside this one has taken it (several parameters of one module)."""
-    while name in node.parameters or name in node.children:
+    while name in node.leaves or name in node.children:
         name = f"base_layer.{name}"
     return name
