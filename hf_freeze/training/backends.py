@@ -1,0 +1,45 @@
+"""What the plan and the training arguments must leave alone, per backend, checked before training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from accelerate.utils import DistributedType
+from transformers import TrainingArguments
+
+from hf_freeze.errors import PlanError
+from hf_freeze.plan.places import ROLE_EMBEDDINGS
+from hf_freeze.plan.resolve import FreezePlan
+
+
+def check_backend(args: TrainingArguments, state: Any, plan: FreezePlan) -> None:
+    """Refuses combinations in which the plan could not be kept.
+
+    Args:
+        args: The training arguments.
+        state: The `AcceleratorState`.
+        plan: What trains.
+
+    Raises:
+        PlanError: FSDP1 without original parameters, reentrant activation checkpointing or NEFTune noise over frozen
+            embeddings.
+    """
+    plugin = state.fsdp_plugin if state.distributed_type == DistributedType.FSDP else None
+    if plugin is not None and plugin.fsdp_version == 1 and not plugin.use_orig_params and plan.frozen_names:
+        raise PlanError(
+            "fsdp_use_orig_params: FSDP version 1 flattens frozen and trainable parameters into one without it; got "
+            "False. Set it to true in the accelerate config, or use fsdp_version: 2."
+        )
+    if ROLE_EMBEDDINGS not in plan.start.frozen:
+        return
+    options = args.activation_checkpointing_kwargs or {}
+    if args.activation_checkpointing and isinstance(options, dict) and options.get("use_reentrant"):
+        raise PlanError(
+            "training.activation_checkpointing_kwargs.use_reentrant: reentrant checkpointing gives no gradient where "
+            "its input needs none, as behind frozen embeddings; got True. Set it to false, which is the default."
+        )
+    if args.neftune_noise_alpha is not None:
+        raise PlanError(
+            f"training.neftune_noise_alpha: frozen embeddings stay in eval mode, where NEFTune adds no noise; got "
+            f"{args.neftune_noise_alpha}. Remove it, or set freeze.embeddings to 'full'."
+        )

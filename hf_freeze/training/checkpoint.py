@@ -1,0 +1,245 @@
+"""What a checkpoint of hf_freeze holds: what can change, a digest of the rest, and a manifest written last.
+
+A checkpoint folder holds, beside the Trainer's own state files:
+
+- `freeze_weights.safetensors`: every tensor that can change, under its raw `state_dict` name. Models that are converted
+  on load (Mixtral, Qwen3-MoE, GPT-NeoX) have other names on disk than in memory, so a file in the released format
+  cannot simply be loaded into the model at hand.
+- `freeze_state.json`: the plan in force, and the digests of the frozen weights that are not in the file.
+- `manifest.json`: name, size and digest of every file. It is written last: a checkpoint without a manifest that fits is
+  incomplete, and is never resumed from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from hf_freeze.errors import PlanError
+from hf_freeze.plan.audit import tensor_digest
+from hf_freeze.plan.resolve import FreezePlan
+from hf_freeze.plan.wrappers import named_parameters, unwrap_model
+
+WEIGHTS_FILE = "freeze_weights.safetensors"
+STATE_FILE = "freeze_state.json"
+MANIFEST_FILE = "manifest.json"
+FORMAT_VERSION = 1
+_PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_PICKLED_WEIGHTS = ("pytorch_model", "adapter_model")
+
+
+def write_state(model: nn.Module, plan: FreezePlan, folder: Path, digests: Mapping[str, str]) -> None:
+    """Writes the weights that can change and the freeze state.
+
+    Args:
+        model: The model that carries the plan.
+        plan: What trains.
+        folder: The checkpoint folder; it is made if it does not exist.
+        digests: Digests of the frozen parameters by canonical name.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    saved = _kept(model, plan)
+    names = {id(parameter): name for name, parameter in named_parameters(model)}
+    written = {names[id(tensor)] for tensor in saved.values() if id(tensor) in names}
+    tensors = {key: tensor.detach().contiguous() for key, tensor in saved.items()}
+    safetensors.torch.save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    state = {
+        "format_version": FORMAT_VERSION,
+        "plan": plan_record(plan),
+        "base_digests": {name: digest for name, digest in digests.items() if name not in written},
+    }
+    (folder / STATE_FILE).write_text(json.dumps(state, indent=1))
+
+
+def plan_record(plan: FreezePlan) -> dict[str, Any]:
+    """Returns the plan as plain data: its digest, and the treatment and trained parameters of every role.
+
+    Args:
+        plan: What trains.
+    """
+    trained = plan.trainable_by_role()
+    roles = {role: {"treatment": plan.treatments[role], "trains": list(trained[role])} for role in plan.treatments}
+    return {"digest": plan.digest, "roles": roles}
+
+
+def same_plan(folder: Path, plan: FreezePlan) -> bool:
+    """Returns whether a checkpoint was written under this plan.
+
+    Args:
+        folder: A checkpoint that `write_state` wrote.
+        plan: What trains now.
+    """
+    return bool(_read_state(folder)["plan"]["digest"] == plan.digest)
+
+
+def read_state(model: nn.Module, plan: FreezePlan, folder: Path, *, allow_changed_plan: bool = False) -> None:
+    """Loads the weights of a checkpoint into the model.
+
+    Args:
+        model: The model that carries the plan.
+        plan: What trains now.
+        folder: A checkpoint that `write_state` wrote.
+        allow_changed_plan: Whether a checkpoint of another plan is loaded all the same.
+
+    Raises:
+        PlanError: The plan changed and this is not allowed, or the frozen weights are not those of the checkpoint.
+    """
+    state = _read_state(folder)
+    if not allow_changed_plan and not same_plan(folder, plan):
+        raise PlanError(
+            f"{folder}: this checkpoint was written under another plan; got one in which "
+            f"{'; '.join(_differences(state['plan'], plan_record(plan)))}. "
+            "Restore the freeze and adapters sections of that run, or set allow_changed_plan to true "
+            "(the weights are kept, the optimizer starts anew)."
+        )
+    tensors = safetensors.torch.load_file(folder / WEIGHTS_FILE)
+    result = unwrap_model(model).load_state_dict(tensors, strict=False)
+    if result.unexpected_keys:
+        raise PlanError(
+            f"{folder}: this checkpoint holds weights that the model lacks; got {result.unexpected_keys[0]!r} and "
+            f"{len(result.unexpected_keys) - 1} more. The model is a {plan.layout.model_class}. "
+            "Load the model, adapters included, that the checkpoint was written from."
+        )
+    _check_base(model, state["base_digests"], folder)
+
+
+def write_manifest(folder: Path) -> None:
+    """Declares a checkpoint complete; the replacement of the manifest is atomic.
+
+    Args:
+        folder: The checkpoint folder with all its files.
+    """
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST_FILE)
+    entries = {str(path.relative_to(folder)): [path.stat().st_size, _file_digest(path)] for path in files}
+    temporary = folder / f".{MANIFEST_FILE}"
+    with temporary.open("w") as stream:
+        json.dump(entries, stream, indent=1)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(folder / MANIFEST_FILE)
+
+
+def is_complete(folder: Path) -> bool:
+    """Returns whether every file that the manifest names is there with its size and digest.
+
+    Args:
+        folder: A checkpoint folder.
+    """
+    try:
+        entries = json.loads((folder / MANIFEST_FILE).read_text())
+        return all(
+            (folder / name).stat().st_size == size and _file_digest(folder / name) == digest
+            for name, (size, digest) in entries.items()
+        )
+    except (OSError, ValueError):
+        return False
+
+
+def newest_complete(run: Path) -> Path | None:
+    """Returns the complete checkpoint with the highest step in a run's folder, or None.
+
+    Args:
+        run: The output folder of a run.
+    """
+    prefix = f"{PREFIX_CHECKPOINT_DIR}-"
+    steps = [
+        (int(path.name.removeprefix(prefix)), path)
+        for path in (run.iterdir() if run.is_dir() else ())
+        if path.is_dir() and path.name.startswith(prefix) and path.name.removeprefix(prefix).isdigit()
+    ]
+    return next((path for _, path in sorted(steps, reverse=True) if is_complete(path)), None)
+
+
+def refuse_pickled_weights(folder: Path) -> None:
+    """Refuses a checkpoint whose weights are pickled: loading a pickle runs code from the file.
+
+    Args:
+        folder: A checkpoint folder.
+
+    Raises:
+        PlanError: The folder has pickled weights and no safetensors.
+    """
+    pickled = sorted(
+        path.name
+        for path in (folder.iterdir() if folder.is_dir() else ())
+        if path.suffix in _PICKLED and path.name.startswith(_PICKLED_WEIGHTS) and "fsdp" not in path.name
+    )
+    if pickled and not any(folder.glob("*.safetensors")):
+        raise PlanError(
+            f"{folder}: the weights of this checkpoint are pickled, and loading a pickle runs code from the file; "
+            f"got {pickled[0]!r}. hf_freeze reads safetensors only. Load the weights in a place that you trust and "
+            "save them with save_pretrained."
+        )
+
+
+def _kept(model: nn.Module, plan: FreezePlan) -> dict[str, torch.Tensor]:
+    """Returns the state of the model that no base model can give back, one entry per tensor.
+
+    These are the parameters that train, the buffers, and frozen parameters outside the base model: a fresh head that is
+    frozen exists nowhere else.
+    """
+    fresh = {
+        decision.name
+        for decision in plan.decisions
+        if decision.parameter.outside_base and not decision.parameter.output_embedding
+    }
+    keep_names = {*plan.trainable_names, *fresh}
+    keep = {id(parameter) for name, parameter in named_parameters(model) if name in keep_names}
+    inner = unwrap_model(model)
+    # Tied weights appear once among the parameters, and several times in a state_dict.
+    raw: dict[str, torch.Tensor] = {**dict(inner.named_parameters()), **dict(inner.named_buffers())}
+    persistent = inner.state_dict().keys()
+    parameters = {id(parameter) for parameter in inner.parameters()}
+    return {
+        name: tensor
+        for name, tensor in raw.items()
+        if name in persistent and (id(tensor) in keep or id(tensor) not in parameters)
+    }
+
+
+def _read_state(folder: Path) -> dict[str, Any]:
+    state: dict[str, Any] = json.loads((folder / STATE_FILE).read_text())
+    if state["format_version"] != FORMAT_VERSION:
+        raise PlanError(
+            f"{folder / STATE_FILE}: this checkpoint has another format; got version {state['format_version']}. "
+            f"This hf_freeze reads version {FORMAT_VERSION}. Resume with the release that wrote it."
+        )
+    return state
+
+
+def _differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
+    lines = []
+    absent = {"treatment": "absent", "trains": []}
+    for role in dict.fromkeys((*saved["roles"], *current["roles"])):
+        then, now = (record["roles"].get(role, absent) for record in (saved, current))
+        if then["treatment"] != now["treatment"]:
+            lines.append(f"{role} was {then['treatment']} and is {now['treatment']} now")
+        elif then["trains"] != now["trains"]:
+            lines.append(f"{role} trained {len(then['trains'])} parameters and trains {len(now['trains'])} now")
+    return lines or ["keep_dropout or the shape of a parameter differs"]
+
+
+def _check_base(model: nn.Module, digests: Mapping[str, str], folder: Path) -> None:
+    moved = [name for name, p in named_parameters(model) if name in digests and tensor_digest(p) != digests[name]]
+    if moved:
+        name = model.name_or_path if isinstance(model, PreTrainedModel) else type(model).__name__
+        raise PlanError(
+            f"{folder}: the frozen weights of the model are not those that this checkpoint was trained on; got another "
+            f"{moved[0]} and {len(moved) - 1} more. The model is {name!r}. "
+            "Load the same base model, revision and dtype as in that run."
+        )
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()

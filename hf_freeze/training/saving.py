@@ -1,0 +1,115 @@
+"""Writes the final model so that nobody needs hf_freeze to load it.
+
+With adapters this is a plain PEFT folder. PEFT itself would write the adapters only and lose the blocks and heads that
+trained in full; they are added under `modules_to_save`, the place that PEFT has for whole modules, and PEFT loads them
+from there exactly.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from peft import PeftModel
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+from transformers import PreTrainedModel
+
+from hf_freeze.plan.prepare import merge_adapters
+from hf_freeze.plan.resolve import FreezePlan
+
+logger = logging.getLogger(__name__)
+
+_PREFIX = "base_model.model."
+
+
+def save_adapted(
+    model: PeftModel, plan: FreezePlan, folder: Path, *, state_dict: Mapping[str, torch.Tensor] | None = None
+) -> None:
+    """Writes a PEFT folder with everything that trained.
+
+    Where PEFT has no place for a trained parameter (a head tied to trained embeddings, a parameter of a module that
+    also carries adapters), the merged model is written whole instead, and a warning says why.
+
+    Args:
+        model: The PEFT model that carries the plan, unwrapped.
+        plan: What trained.
+        folder: Where to write.
+        state_dict: The gathered state of the model, where its parameters are sharded.
+    """
+    modules, homeless = modules_to_save(model, plan)
+    if homeless:
+        logger.warning(
+            "%s: PEFT has no place for %s, which trained in full (it is tied, or shares a module with adapters). "
+            "The merged model is written whole instead.",
+            folder,
+            homeless,
+        )
+        merged = merge_adapters(copy.deepcopy(model))
+        if isinstance(merged, PreTrainedModel):
+            merged.save_pretrained(folder)
+        return
+    model.save_pretrained(str(folder), state_dict=state_dict)
+    _write_config(model, folder)
+    if not modules:
+        return
+    weights = folder / SAFETENSORS_WEIGHTS_NAME
+    tensors = safetensors.torch.load_file(weights)
+    raw = state_dict if state_dict is not None else model.state_dict()
+    prefixes = tuple(f"{_PREFIX}{module}." for module in modules)
+    # A clone, because tied or sliced tensors share storage, which safetensors refuses.
+    tensors.update({name: t.detach().cpu().clone() for name, t in raw.items() if name.startswith(prefixes)})
+    safetensors.torch.save_file(tensors, weights, metadata={"format": "pt"})
+    config = json.loads((folder / CONFIG_NAME).read_text())
+    config["modules_to_save"] = sorted({*modules, *(config.get("modules_to_save") or ())})
+    (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2, sort_keys=True))
+
+
+def modules_to_save(model: PeftModel, plan: FreezePlan) -> tuple[tuple[str, ...], str | None]:
+    """Returns the modules that hold what trained in full, and the first parameter that none of them can hold.
+
+    A module of the layout counts whole if anything in it trained, unless it carries adapters: then its parts do.
+
+    Args:
+        model: The PEFT model that carries the plan, unwrapped.
+        plan: What trained.
+    """
+    existing = {name for name, _ in model.get_base_model().named_modules()}
+    wrapped = tuple(
+        f"{name}." for config in model.peft_config.values() for name in vars(config).get("modules_to_save") or ()
+    )
+    adapted = {d.name.rpartition(".")[0] for d in plan.decisions if d.parameter.kind == "adapter"}
+    modules: dict[str, None] = {}
+    for decision in plan.decisions:
+        if not decision.trainable or decision.parameter.kind == "adapter" or decision.name.startswith(wrapped):
+            continue
+        home = _home(decision.name, plan, adapted)
+        if home is None or decision.parameter.aliases or home not in existing:
+            return (), decision.name
+        modules[home] = None
+    return tuple(modules), None
+
+
+def _home(name: str, plan: FreezePlan, adapted: set[str]) -> str | None:
+    """Returns the largest module of the layout around the parameter that carries no adapter."""
+    owner = name.rpartition(".")[0]
+    containing = [path for paths in plan.layout.modules.values() for path in paths if _within(owner, path)]
+    for path in (*containing, owner):
+        if path and not any(_within(module, path) for module in adapted):
+            return path
+    return None
+
+
+def _within(module: str, path: str) -> bool:
+    return module == path or module.startswith(f"{path}.")
+
+
+def _write_config(model: PeftModel, folder: Path) -> None:
+    """Writes the base model's config beside the adapter: it knows the labels that the base on the hub does not."""
+    base = model.get_base_model()
+    if isinstance(base, PreTrainedModel):
+        base.config.save_pretrained(folder)

@@ -1,0 +1,367 @@
+"""The Trainer that applies a plan and keeps it true; as a mixin for any Trainer, and ready-made.
+
+`class T(FreezeMixin, SFTTrainer)` works as `FreezeTrainer` does: the mixin overrides public methods of `Trainer`, and
+the private ones named below because no public seam exists there. A test pins each of them.
+
+- `_save_checkpoint`, `_save`: write what can change, and declare the checkpoint complete last.
+- `_load_from_checkpoint`, `_load_best_model`: the Trainer loads files by their names on disk, which differ from those
+  in memory for models that are converted on load; it then loads nothing and only warns.
+- `_load_optimizer_and_scheduler`: a changed plan has other parameter groups.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft import PeftModel
+from torch import nn
+from transformers import Seq2SeqTrainer, Trainer
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+
+from hf_freeze.config import (
+    AdapterConfig,
+    FreezeConfig,
+    LearningRateMultipliers,
+    ScheduleConfig,
+    parse_adapters,
+    parse_section,
+)
+from hf_freeze.errors import PlanError
+from hf_freeze.plan.apply import apply_plan, plan_of
+from hf_freeze.plan.optimizer import parameter_groups, role_multipliers
+from hf_freeze.plan.prepare import freeze_model
+from hf_freeze.plan.resolve import FreezePlan, FreezeState
+from hf_freeze.plan.wrappers import unwrap_model
+from hf_freeze.training import checkpoint
+from hf_freeze.training.backends import check_backend
+from hf_freeze.training.callbacks import AuditCallback, LearningRateCallback
+from hf_freeze.training.loss import count_items, loss_responds
+from hf_freeze.training.saving import save_adapted
+
+logger = logging.getLogger(__name__)
+
+if TYPE_CHECKING:
+    _Base = Trainer
+else:
+    _Base = object  # The Trainer class comes second among the bases of whatever class uses the mixin.
+
+
+class FreezeMixin(_Base):
+    """Adds a freeze plan to a `Trainer` class; list it first among the bases.
+
+    Args:
+        model: The model, without adapters where `adapters` are given; left out where `model_init` makes it.
+        args: As for the Trainer.
+        positional: The Trainer's further positional arguments.
+        freeze: The `freeze` section: a mapping such as `{"blocks": {"first": 8}}`, or an instance.
+        adapters: Entries of one PEFT method: mappings with `peft_type`, or PEFT config objects.
+        schedule: The `schedule` section; `{"type": "static"}` keeps the plan as it is.
+        lr_multipliers: The `lr_multipliers` section: factors on the learning rate.
+        blocks_path: Path of the `nn.ModuleList` that holds the blocks, where it cannot be found by itself.
+        allow_changed_plan: Whether a checkpoint of another plan may be resumed; its optimizer state is then left out.
+        keywords: The Trainer's further keyword arguments.
+
+    Raises:
+        ConfigError: A section cannot be read; every problem is listed.
+        LayoutError: The blocks of the model cannot be found.
+        PlanError: The request does not fit the model or the training arguments.
+    """
+
+    # The Trainer declares these as optional: they are None before it has made them.
+    model: Any
+    lr_scheduler: Any
+
+    def __init__(
+        self,
+        model: Any = None,
+        args: Any = None,
+        *positional: Any,
+        freeze: FreezeConfig | Mapping[str, object] | None = None,
+        adapters: Iterable[AdapterConfig | Mapping[str, object] | object] = (),
+        schedule: ScheduleConfig | Mapping[str, object] | None = None,
+        lr_multipliers: LearningRateMultipliers | Mapping[str, object] | None = None,
+        blocks_path: str | None = None,
+        allow_changed_plan: bool = False,
+        **keywords: Any,
+    ) -> None:
+        parse_section(ScheduleConfig, schedule or {}, key="schedule")
+        self._freeze_section = freeze
+        self._adapter_entries = tuple(parse_adapters(adapters))
+        self._blocks_path = blocks_path
+        self._multipliers = parse_section(LearningRateMultipliers, lr_multipliers or {}, key="lr_multipliers")
+        self._has_multipliers = self._multipliers != LearningRateMultipliers()
+        self._allow_changed_plan = allow_changed_plan
+        self._loss_responds: bool | None = None
+        self._writes_checkpoint = False
+        self._check_request(model, keywords)
+        super().__init__(self._freeze(model) if model is not None else None, args, *positional, **keywords)
+        check_backend(self.args, self.accelerator.state, self.plan)
+        self.add_callback(AuditCallback(self))
+        self._rates = LearningRateCallback()
+        if self._has_multipliers:
+            self.add_callback(self._rates)
+
+    def _check_request(self, model: Any, keywords: Mapping[str, Any]) -> None:
+        if isinstance(model, str):
+            raise PlanError(
+                f"model: a plan needs the model itself; got {model!r}. {type(self).__name__} freezes the model before "
+                "training. Load it with from_pretrained and pass it."
+            )
+        if keywords.get("peft_config") is not None and self._adapter_entries:
+            raise PlanError(
+                "peft_config: adapters are given twice; got peft_config= beside adapters=. adapters= takes PEFT config "
+                "objects. Move the object there."
+            )
+        if self._has_multipliers and keywords.get("optimizers", (None, None))[0] is not None:
+            raise PlanError(
+                "lr_multipliers: an optimizer that is passed in has its own learning rates; got optimizers= beside "
+                "lr_multipliers=. Leave one of them out."
+            )
+
+    def _freeze(self, model: nn.Module) -> nn.Module:
+        return freeze_model(model, self._freeze_section, self._adapter_entries, blocks_path=self._blocks_path)
+
+    @property
+    def plan(self) -> FreezePlan:
+        """What trains in the current model."""
+        return plan_of(self.model)
+
+    @property
+    def freeze_state(self) -> FreezeState:
+        """Which roles are frozen now."""
+        return self.plan.start
+
+    @property
+    def gradients_are_local(self) -> bool:
+        """Whether gradients are found in `parameter.grad`, which DeepSpeed and FSDP1 keep elsewhere."""
+        return not self.is_deepspeed_enabled and (not self.is_fsdp_enabled or self.accelerator.is_fsdp2)
+
+    def call_model_init(self, trial: Any = None) -> nn.Module:
+        """Makes the model anew and freezes it: `train()` makes one on every call, free of any plan."""
+        return self._freeze(super().call_model_init(trial))
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Makes the optimizer from the parameters that may train, in one pair of groups, or one pair per role.
+
+        Args:
+            model: The model to optimise, where it differs from `self.model`.
+
+        Raises:
+            PlanError: Multipliers are given for an optimizer that makes its own groups.
+        """
+        target = self.model if model is None else model
+        apply_plan(target, self.plan)
+        if self.optimizer is None and self._has_multipliers:
+            self.optimizer = self._grouped_optimizer(target)
+        return super().create_optimizer(model)
+
+    def _grouped_optimizer(self, target: nn.Module) -> torch.optim.Optimizer:
+        optimizer_class, options = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(
+            self.args, self.model
+        )
+        if {"params", "model", "optimizer_dict"} & options.keys() or not isinstance(optimizer_class, type):
+            raise PlanError(
+                f"lr_multipliers: this optimizer makes its own parameter groups; got optim {str(self.args.optim)!r}. "
+                "AdamW, SGD and Adafactor take groups, for example. Choose one of them, or remove lr_multipliers."
+            )
+        groups = parameter_groups(
+            target,
+            self.plan,
+            factors=role_multipliers(self.plan.layout, self._multipliers),
+            decayed_names=set(self.get_decay_parameter_names(target)),
+            learning_rate=self.args.learning_rate,
+            weight_decay=self.args.weight_decay,
+        )
+        optimizer: torch.optim.Optimizer = optimizer_class(groups, **options)
+        return optimizer
+
+    def log(self, logs: dict[str, float], *positional: Any, **keywords: Any) -> None:
+        """Logs, beside what the Trainer logs, the learning rate of every role where they differ.
+
+        Args:
+            logs: The values; with multipliers, `learning_rate` becomes the rate of a factor of 1.
+            positional: As for the Trainer.
+            keywords: As for the Trainer.
+        """
+        if "learning_rate" in logs and self._rates.rates:
+            factors = role_multipliers(self.plan.layout, self._multipliers)
+            name, rate = next(iter(self._rates.rates.items()))
+            logs["learning_rate"] = rate / factors[name.removeprefix("learning_rate/")]
+            logs.update(self._rates.rates)
+        super().log(logs, *positional, **keywords)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **keywords: Any,
+    ) -> Any:
+        """Computes the loss as the Trainer does, at the right scale for models that ignore `num_items_in_batch`.
+
+        Args:
+            model: The model as the training loop calls it.
+            inputs: The batch.
+            return_outputs: Whether to return the model's outputs too.
+            num_items_in_batch: The number of labels in the whole batch, over micro-batches and processes.
+            keywords: As for the Trainer.
+
+        Returns:
+            The loss, of shape (), or the loss and the outputs.
+        """
+        share = self._share_of_items(model, inputs, num_items_in_batch)
+        result = super().compute_loss(
+            model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch, **keywords
+        )
+        if share is None:
+            return result
+        return (result[0] * share, result[1]) if return_outputs else result * share
+
+    def _share_of_items(
+        self, model: nn.Module, inputs: Mapping[str, Any], num_items: torch.Tensor | int | None
+    ) -> torch.Tensor | None:
+        """Returns the share of the batch's items that lies in `inputs`, or None where the scale is right already."""
+        if num_items is None or not self.model_accepts_loss_kwargs or not self._loss_is_the_trainers():
+            return None
+        if self._loss_responds is None and bool((torch.as_tensor(num_items) > 0).all()):
+            self._loss_responds = loss_responds(model, inputs, num_items)
+        if self._loss_responds is not False:
+            return None
+        # Under DataParallel the count is repeated, and the Trainer multiplies the loss, once per GPU.
+        whole = torch.as_tensor(num_items).reshape(-1)[0] * max(1, self.args.n_gpu)
+        share: torch.Tensor = count_items(inputs, shifted=self._loss_shifts_labels) / whole
+        return share
+
+    def _loss_is_the_trainers(self) -> bool:
+        """Whether no other class and no other function computes the loss: they normalise it in their own way."""
+        classes = type(self).__mro__[type(self).__mro__.index(FreezeMixin) + 1 :]
+        computing = next(cls for cls in classes if "compute_loss" in vars(cls))
+        return computing is Trainer and self.compute_loss_func is None and self.label_smoother is None
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *positional: Any, **keywords: Any) -> Any:
+        """Trains as the Trainer does; True resumes from the newest complete checkpoint.
+
+        Args:
+            resume_from_checkpoint: A checkpoint folder, or True for the newest complete one of the run.
+            positional: As for the Trainer.
+            keywords: As for the Trainer.
+
+        Raises:
+            PlanError: There is no complete checkpoint, its weights are pickled, its plan differs, or its base model.
+        """
+        folder: str | None = None
+        if resume_from_checkpoint:
+            folder = str(self._resumable(resume_from_checkpoint))
+        return super().train(folder, *positional, **keywords)
+
+    def _resumable(self, asked: str | bool) -> Path:
+        if asked is True:
+            found = checkpoint.newest_complete(Path(str(self.args.output_dir)))
+            if found is not None:
+                return found
+            for folder in sorted(Path(str(self.args.output_dir)).glob(f"{PREFIX_CHECKPOINT_DIR}-*")):
+                checkpoint.refuse_pickled_weights(folder)
+            raise PlanError(
+                f"resume_from_checkpoint: no complete checkpoint to resume from; got the folder "
+                f"{self.args.output_dir!r}. A complete checkpoint holds {checkpoint.MANIFEST_FILE}. "
+                "Train without resume_from_checkpoint, or name a checkpoint folder."
+            )
+        folder = Path(str(asked))
+        checkpoint.refuse_pickled_weights(folder)
+        if (folder / checkpoint.STATE_FILE).exists() and not checkpoint.is_complete(folder):
+            newest = checkpoint.newest_complete(folder.parent)
+            raise PlanError(
+                f"resume_from_checkpoint: this checkpoint is not complete; got {str(asked)!r}. "
+                f"The newest complete one is {str(newest) if newest else 'none'}. Resume from that one."
+            )
+        return folder
+
+    @property
+    def _upstream_format(self) -> bool:
+        """Whether weights are sharded over processes: FSDP and DeepSpeed checkpoints keep upstream's format."""
+        return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        run = Path(self._get_output_dir(trial=trial))
+        folder = run / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        if self.args.should_save and folder.is_dir():
+            shutil.rmtree(folder)  # What a killed save left behind.
+        self.accelerator.wait_for_everyone()
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        self._writes_checkpoint = True
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._writes_checkpoint = False
+            self.args.save_total_limit = limit
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            checkpoint.write_manifest(folder)
+            rotate_checkpoints(
+                output_dir=str(run),
+                save_total_limit=limit,
+                best_model_checkpoint=self.state.best_model_checkpoint,
+                use_mtime=True,
+            )
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        folder = Path(str(output_dir if output_dir is not None else self.args.output_dir))
+        inner = unwrap_model(self.model)
+        if self._writes_checkpoint and not self._upstream_format:
+            if self.args.should_save:
+                checkpoint.write_state(self.model, self.plan, folder, self._audit.digests)
+        elif isinstance(inner, PeftModel):
+            if self.args.should_save:
+                folder.mkdir(parents=True, exist_ok=True)
+                save_adapted(inner, self.plan, folder, state_dict=state_dict)
+                if self.processing_class is not None:
+                    self.processing_class.save_pretrained(str(folder))
+        else:
+            super()._save(output_dir, state_dict)
+            # The pickled arguments that the Trainer adds are never read, and nobody should have to trust them.
+            (folder / "training_args.bin").unlink(missing_ok=True)
+
+    @property
+    def _audit(self) -> AuditCallback:
+        return next(c for c in self.callback_handler.callbacks if isinstance(c, AuditCallback))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        folder = Path(resume_from_checkpoint)
+        if self._upstream_format or not (folder / checkpoint.STATE_FILE).exists():
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        checkpoint.read_state(self.model, self.plan, folder, allow_changed_plan=self._allow_changed_plan)
+
+    def _load_best_model(self) -> None:
+        folder = Path(self.state.best_model_checkpoint or "")
+        if self._upstream_format or not (folder / checkpoint.STATE_FILE).exists():
+            super()._load_best_model()
+            return
+        checkpoint.read_state(self.model, self.plan, folder, allow_changed_plan=self._allow_changed_plan)
+
+    def _load_optimizer_and_scheduler(self, checkpoint_folder: str | None) -> None:
+        folder = Path(checkpoint_folder) if checkpoint_folder is not None else None
+        if folder is None or not (folder / checkpoint.STATE_FILE).exists() or checkpoint.same_plan(folder, self.plan):
+            super()._load_optimizer_and_scheduler(checkpoint_folder)
+            return
+        logger.warning("The plan changed since %s was written: the optimizer starts anew.", folder)
+        self.lr_scheduler.last_epoch = self.state.global_step - 1
+        with warnings.catch_warnings():
+            # The scheduler is moved to the resumed step before the new optimizer has made one.
+            warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+            self.lr_scheduler.step()
+
+
+class FreezeTrainer(FreezeMixin, Trainer):
+    """`transformers.Trainer` with a freeze plan."""
+
+
+class FreezeSeq2SeqTrainer(FreezeMixin, Seq2SeqTrainer):
+    """`transformers.Seq2SeqTrainer` with a freeze plan."""
