@@ -13,7 +13,7 @@ from hf_freeze.config.merging import merge, overlay
 from hf_freeze.config.options import adapter_entry
 from hf_freeze.config.problems import KeyPath, dotted, listed, problems_of, shown
 from hf_freeze.config.schema import AdapterConfig, Adapters, RunConfig, Section
-from hf_freeze.config.yaml_source import Located, read_yaml
+from hf_freeze.config.yaml_source import DEEPEST, Located, read_yaml
 from hf_freeze.errors import ConfigError, did_you_mean
 
 LARGEST = 1 << 20  # bytes of a config file
@@ -36,9 +36,8 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
         ConfigError: If the config cannot be carried out; the message lists every problem with its place.
     """
     problems: list[str] = []
-    tree = _read_chain(Path(path), problems)
-    tree = _overridden(tree, overrides, problems)
     try:
+        tree = _overridden(_read_chain(Path(path), problems), overrides, problems)
         config = _validated(TypeAdapter(RunConfig), tree.plain(), lambda problem: f"{tree.locate(problem)}: ")
     except ConfigError as error:
         problems.append(str(error))
@@ -129,16 +128,16 @@ def _read_chain(top: Path, problems: list[str]) -> Located:
     """Returns a config file laid over the files that it extends."""
     layers: list[Located] = []
     chain: list[Path] = []
-    path = top
+    path, named_by = top, "config"
     while True:
-        tree = _read_mapping(path, problems)
+        tree = _read_mapping(path, named_by, problems)
         layers.append(tree)
         chain.append(path)
         extends = tree.value.pop("extends", None)
         if extends is None:
             break
-        path = _extended(path, extends, top)
-        if path.resolve() in {earlier.resolve() for earlier in chain}:
+        path, named_by = _extended(path, extends, top), f"{extends.where}: extends"
+        if os.path.realpath(path) in {os.path.realpath(link) for link in chain}:
             circle = " -> ".join(str(link) for link in [*chain, path])
             raise ConfigError(f"{extends.where}: extends: goes in a circle; got {circle}. Remove one of its links.")
     tree = layers.pop()
@@ -149,20 +148,21 @@ def _read_chain(top: Path, problems: list[str]) -> Located:
 
 def _extended(path: Path, extends: Located, top: Path) -> Path:
     """Returns the file that a config extends, which lies where the user keeps configs."""
-    if not isinstance(extends.value, str) or not extends.value:
+    if not isinstance(extends.value, str) or not extends.value.isprintable() or not extends.value:
         what = f"is not the name of a file; got {shown(extends.plain())}."
         raise ConfigError(f"{extends.where}: extends: {what} Write one path, relative to this file.")
     target = Path(os.path.normpath(path.parent / extends.value))
-    roots = (top.parent.resolve(), Path.cwd())
-    if Path(extends.value).is_absolute() or not any(target.resolve().is_relative_to(root) for root in roots):
+    roots = (Path(os.path.realpath(top.parent)), Path.cwd())
+    inside = any(Path(os.path.realpath(target)).is_relative_to(root) for root in roots)
+    if Path(extends.value).is_absolute() or not inside:
         what = f"leaves the folder of the config; got {extends.value!r}."
         advice = "Write a path relative to this file, to a file below that folder or the current one."
         raise ConfigError(f"{extends.where}: extends: {what} {advice}")
     return target
 
 
-def _read_mapping(path: Path, problems: list[str]) -> Located:
-    tree, found = read_yaml(_read_text(path), source=str(path))
+def _read_mapping(path: Path, named_by: str, problems: list[str]) -> Located:
+    tree, found = read_yaml(_read_text(path, named_by), source=str(path))
     problems += found
     sections = listed(RunConfig.model_fields)
     if tree is None or tree.value is None:
@@ -176,16 +176,18 @@ def _read_mapping(path: Path, problems: list[str]) -> Located:
     return tree
 
 
-def _read_text(path: Path) -> str:
-    if path.is_dir():
-        raise ConfigError(f"{path}: is a folder; got a path that ends there. {_configs_in(path, path)} Name a file.")
-    if not path.is_file():
-        raise ConfigError(f"{path}: no such file; got {str(path)!r}. {_configs_in(path.parent, path)}")
+def _read_text(path: Path, named_by: str) -> str:
+    """Returns the text of a file; `named_by` is what a message calls the one who named it."""
     try:
+        if path.is_dir():
+            raise ConfigError(f"{named_by}: is a folder; got {str(path)!r}. {_configs_in(path, path)} Name a file.")
+        if not path.is_file():
+            what = "is not a regular file" if path.exists() else "no such file"
+            raise ConfigError(f"{named_by}: {what}; got {str(path)!r}. {_configs_in(path.parent, path)}")
         with path.open("rb") as file:
             content = file.read(LARGEST + 1)
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read; got {error.strerror!r}. Change its permissions.") from None
+        raise ConfigError(f"{named_by}: cannot be read; got {str(path)!r}. {error.strerror}.") from None
     if len(content) > LARGEST:
         size = f"{path.stat().st_size} bytes"
         raise ConfigError(f"{path}: is too large; got {size}. A config has at most {LARGEST} bytes. Name a config.")
@@ -212,8 +214,8 @@ def _overridden(tree: Located, overrides: Iterable[str], problems: list[str]) ->
     for override in overrides:
         dotted_key, equals, text = override.partition("=")
         keys = tuple(int(part) if part.isdecimal() else part for part in dotted_key.strip().split("."))
-        if not equals or "" in keys:
-            what = f"is not key=value; got {override!r}. Write it like freeze.blocks.first=8."
+        if not equals or "" in keys or len(keys) > DEEPEST:
+            what = f"is not key=value; got {shown(override)}. Write it like freeze.blocks.first=8."
             problems.append(f"{_COMMAND_LINE}: {what}")
             continue
         try:

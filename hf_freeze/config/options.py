@@ -103,11 +103,12 @@ def training_problems(options: Mapping[str, Any]) -> list[Problem]:
     from transformers import TrainingArguments
 
     found = _option_problems(options, _declared(TrainingArguments), "TrainingArguments", REFUSED_FOR_TRAINING)
-    if not isinstance(options.get("output_dir"), str) and not any(problem.path == ("output_dir",) for problem in found):
+    what = "It is the folder that training writes."
+    if "output_dir" not in options:
         given = listed(options) or "nothing"
-        found.append(
-            Problem(("output_dir",), f"required key is missing; got {given}. It is the folder that is written. Add it.")
-        )
+        found.append(Problem(("output_dir",), f"required key is missing; got {given}. {what} Add it."))
+    elif not options["output_dir"]:
+        found.append(Problem(("output_dir",), f"names no folder; got {options['output_dir']!r}. {what}"))
     return found
 
 

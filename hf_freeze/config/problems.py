@@ -16,18 +16,17 @@ Key = str | int
 KeyPath = tuple[Key, ...]
 
 _MOST_SHOWN = 120  # characters of a value that a message repeats
-_MOST_LISTED = 40  # known keys that a message lists
+_MOST_LISTED = 20  # known keys that a message lists
 
 # One sentence for each kind of error that pydantic can report about the sections of a config.
 _SENTENCES: Mapping[str, str] = {
     "bool_type": "is neither true nor false",
-    "dict_type": "is not a mapping of keys to values",
+    "dict_type": "is not a mapping",
     "finite_number": "is not a finite number",
     "float_type": "is not a number",
     "greater_than": "is not above {gt}",
     "int_type": "is not a whole number",
     "less_than_equal": "is above {le}",
-    "model_type": "is not a mapping of keys to values",
     "string_too_short": "is empty",
     "string_type": "is not text",
     "too_long": "has more than {max_length} entries",
@@ -59,7 +58,7 @@ class ProblemsFound(ValueError):
 
 def dotted(path: KeyPath, *, root: str = "config") -> str:
     """Returns `adapters.0.r` for `("adapters", 0, "r")`, and `root` for the empty path."""
-    return ".".join(str(key) for key in path) or root
+    return ".".join(str(key) if re.fullmatch(r"[\w*/-]+", str(key)) else repr(key) for key in path) or root
 
 
 def shown(value: object) -> str:
@@ -83,7 +82,7 @@ def unknown_key(path: KeyPath, value: object, known: Iterable[str], *, owner: st
         owner: What to name instead where there are too many keys to list.
     """
     known = sorted(known)
-    names = ", ".join(known) if len(known) <= _MOST_LISTED or not owner else f"the {len(known)} of {owner}"
+    names = ", ".join(known) if len(known) <= _MOST_LISTED or not owner else f"the {len(known)} {owner}"
     return Problem(path, f"unknown key; got {shown(value)}. Known keys: {names}.{did_you_mean(str(path[-1]), known)}")
 
 
@@ -121,6 +120,8 @@ def _translated(details: ErrorDetails, fields: Mapping[str, FieldInfo]) -> list[
         case "literal_error":
             meant = did_you_mean(str(value), re.findall(r"'([^']*)'", context["expected"]))
             return [Problem(path, f"is none of its values; got {shown(value)}. It takes {context['expected']}.{meant}")]
+        case "model_type":
+            return [Problem(path, f"is not a mapping; got {shown(value)}. Known keys: {listed(fields)}.")]
     sentence = _SENTENCES[kind].format(**context)
     hint = unquoted(value) if kind in {"int_type", "float_type"} else ""
     return [Problem(path, f"{sentence}; got {shown(value)}. {_description(path, fields)}{hint}".rstrip())]

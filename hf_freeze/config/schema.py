@@ -22,7 +22,7 @@ from pydantic import (
 )
 
 from hf_freeze.config import options
-from hf_freeze.config.problems import Problem, ProblemsFound, problems_of
+from hf_freeze.config.problems import Problem, ProblemsFound, problems_of, shown
 from hf_freeze.config.selection import BLOCKS_SCHEMA, Selection, read_blocks, spell_blocks
 
 __all__ = [
@@ -124,19 +124,26 @@ class DataConfig(Section):
         Field(description="Keyword arguments for datasets.load_dataset; path is required.")
     )
     max_length: int | None = Field(
-        None, gt=0, description="Longest row in tokens, what is beyond is cut off; null: what the model can take."
+        None, gt=0, description="Number of tokens above 0 at which rows are cut; null: what the model can take."
     )
     text_columns: Annotated[Texts, Field(min_length=1, max_length=2)] | None = Field(
         None, description="List of one text column, or of two for sentence pairs; null: inferred."
     )
     label_column: Text | None = Field(None, description="Column that holds the labels; null: inferred.")
-    labels: Annotated[Texts, Field(min_length=1)] | None = Field(
+    labels: Annotated[Texts, Field(min_length=1), AfterValidator(_distinct)] | None = Field(
         None, description="List of the names of the labels in the order of their numbers; null: inferred."
     )
     problem_type: Literal["single_label_classification", "multi_label_classification", "regression"] | None = Field(
         None, description="Kind of label; null: inferred from the label column."
     )
     splits: SplitsConfig = Field(SplitsConfig(), description="Splits of the dataset, each inferred where not given.")
+
+    @model_validator(mode="after")
+    def _labels_belong_to_classes(self) -> Self:
+        if self.problem_type == "regression" and self.labels is not None:
+            what = f"names classes for a regression; got {shown(list(self.labels))}. A regression predicts numbers."
+            raise ProblemsFound([Problem(("labels",), f"{what} Remove labels, or change data.problem_type.")])
+        return self
 
 
 class FreezeConfig(Section):
@@ -190,6 +197,13 @@ class LearningRateMultipliers(Section):
     )
     embeddings: float = Field(1.0, gt=0, description="Factor for the embeddings, above 0.")
     head: float = Field(1.0, gt=0, description="Factor for the head, above 0.")
+
+
+def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(names)) < len(names):
+        text = f"names a label twice; got {shown(list(names))}. The place of a name is the number of its label."
+        raise ProblemsFound([Problem((), f"{text} Name each label once.")])
+    return names
 
 
 def _without(given: Mapping[str, Any], fields: Iterable[str]) -> dict[str, Any]:

@@ -15,7 +15,11 @@ from hf_freeze.errors import ConfigError
 
 
 class _Representer(SafeRepresenter):
-    """Writes every value out where it stands, so that a reader need not look elsewhere."""
+    """Writes every value out where it stands and keeps the order of keys."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.sort_base_mapping_type_on_output = False
 
     def ignore_aliases(self, data: Any) -> bool:
         return True

@@ -155,7 +155,7 @@ class _Reader:
         entries: dict[Key, Located] = {}
         while not isinstance(event := next(self._events), MappingEndEvent):
             where = self._where(event.start_mark.line + 1)
-            key = self._node(event, path, depth=depth).value
+            key = self._node(event, path, depth=depth).plain()
             inside = (*path, key if type(key) in {str, int} else "?")
             value = self._node(next(self._events), inside, depth=depth, where=where)
             if type(key) not in {str, int}:
