@@ -7,6 +7,7 @@ import os
 import tempfile
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -25,6 +26,10 @@ os.environ.update(
 )
 if "HF_FREEZE_TEST_GPU" not in os.environ:
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the CPU's results are the same on every machine
+
+# A busy machine must not fail a property by its time, and a failure on CI must come again elsewhere.
+hypothesis.settings.register_profile("hf_freeze", deadline=None, derandomize="CI" in os.environ)
+hypothesis.settings.load_profile("hf_freeze")
 
 
 def pytest_unconfigure() -> None:
