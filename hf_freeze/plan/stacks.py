@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
@@ -61,6 +61,8 @@ def stack_names(paths: list[str]) -> list[str]:
     shared = 0
     while all(len(parts) > shared + 1 for parts in split) and len({parts[shared] for parts in split}) == 1:
         shared += 1
+    if shared and any(parts[shared].isdigit() for parts in split):
+        shared -= 1  # stages are told apart by number: what they are called comes first
     rest = [parts[shared:] for parts in split]
     raw: list[list[str]] = []
     for i, parts in enumerate(rest):
@@ -103,7 +105,7 @@ def _holds_one_class(node: Node) -> bool:
 def _outermost(lists: Iterable[Node]) -> list[Node]:
     found: list[Node] = []
     for node in lists:
-        if not any(node.path.startswith(f"{outer.path}.") for outer in found):
+        if not any(_is_below(node, outer.path) for outer in found):
             found.append(node)
     return found
 
@@ -135,25 +137,26 @@ def _by_tower(root: Node, lists: list[Node]) -> list[Node]:
     Several can qualify in one tower, as wav2vec2's convolutions do: those of the declared length win, then those whose
     blocks are all of one shape.
     """
+    blocks = _outermost(filter(_holds_checkpointing_layers, lists))
     towers: dict[str, list[Node]] = {}
     for node in lists:
         towers.setdefault(_tower(root, node).path, []).append(node)
     stacks: list[Node] = []
-    for members in towers.values():
+    for path, members in towers.items():
         declared = _declared(_tower(root, members[0]))
-        candidates = _outermost(filter(_holds_checkpointing_layers, members))
+        winners = [node for node in blocks if _is_below(node, path) and len(node.children) == declared]
+        candidates = [node for node in members if node in blocks and (node in winners or not winners)]
         if candidates:
-            candidates = _winners(candidates, lambda node, n=declared: len(node.children) == n)  # type: ignore[misc]
-            stacks += _winners(candidates, _is_uniform)
-        else:
-            stacks += _outermost(node for node in members if len(node.children) == declared and _holds_one_class(node))
+            stacks += list(filter(_is_uniform, candidates)) or candidates
+        elif not winners:
+            plain = _outermost(node for node in members if len(node.children) == declared and _holds_one_class(node))
+            stacks += plain if not _side_by_side(plain) else []
     order = {node.path: i for i, node in enumerate(lists)}
     return _outermost(sorted(stacks, key=lambda node: order[node.path]))
 
 
-def _winners(candidates: list[Node], qualifies: Callable[[Node], bool]) -> list[Node]:
-    """Returns the candidates that qualify, or all of them where there is one, or where none does."""
-    return ([node for node in candidates if qualifies(node)] or candidates) if len(candidates) > 1 else candidates
+def _is_below(node: Node, path: str) -> bool:
+    return not path or node.path.startswith(f"{path}.")
 
 
 def _is_uniform(node: Node) -> bool:
@@ -168,11 +171,15 @@ def _is_uniform(node: Node) -> bool:
     return len(shapes) == 1
 
 
+def _side_by_side(stacks: list[Node]) -> list[Node]:
+    """Returns the stacks that one module holds together with another of them."""
+    parents = [stack.path.rpartition(".")[0] for stack in stacks]
+    return [stack for stack, parent in zip(stacks, parents, strict=True) if parents.count(parent) > 1]
+
+
 def _refuse_scattered_blocks(name: str, stacks: list[Node]) -> None:
     """Refuses models that keep the parts of one block in several lists (XLM: attentions, norms, feed-forwards)."""
-    plain = [stack for stack in stacks if not _holds_checkpointing_layers(stack)]
-    parents = [stack.path.rpartition(".")[0] for stack in plain]
-    beside = [stack for stack, parent in zip(plain, parents, strict=True) if parents.count(parent) > 1]
+    beside = _side_by_side([stack for stack in stacks if not _holds_checkpointing_layers(stack)])
     if beside:
         raise LayoutError(
             f"{name}: which ModuleList holds the blocks cannot be told, as several stand side by side. "
