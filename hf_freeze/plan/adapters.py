@@ -13,7 +13,7 @@ import copy
 import dataclasses
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import PeftConfig, PeftModel, PeftType, get_peft_model
@@ -212,7 +212,7 @@ def _check_disjoint(entries: Sequence[_Entry]) -> None:
             seen[target] = entry.key
 
 
-def _merge(entries: Sequence[_Entry]) -> Any:
+def _merge(entries: Sequence[_Entry]) -> PeftConfig:
     """Writes the entries into the config of the first one."""
     merged: Any = copy.deepcopy(entries[0].config)
     merged.target_modules = {target for entry in entries for target in entry.targets}
@@ -225,7 +225,7 @@ def _merge(entries: Sequence[_Entry]) -> Any:
         for option, value in _differing(entries[0], entry).items():
             pattern = vars(merged)[_PATTERNS[option]]
             pattern.update(dict.fromkeys(entry.targets, value))
-    return merged
+    return cast(PeftConfig, merged)
 
 
 def _differing(first: _Entry, other: _Entry) -> Mapping[str, Any]:

@@ -1,0 +1,164 @@
+"""The part of the trainer that saves and resumes, over private methods of `Trainer` where it has no public seam.
+
+- `_save_checkpoint`, `_save`: write what can change, and declare the checkpoint complete last.
+- `_load_from_checkpoint`, `_load_best_model`: the Trainer loads files by their names on disk, which differ from those
+  in memory for models that are converted on load; it then loads nothing and only warns.
+- `_load_optimizer_and_scheduler`: a changed plan has other parameter groups.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from peft import PeftModel
+from torch import nn
+from transformers import Trainer
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+
+from hf_freeze.errors import PlanError
+from hf_freeze.plan.apply import plan_of
+from hf_freeze.plan.resolve import FreezePlan
+from hf_freeze.plan.wrappers import unwrap_model
+from hf_freeze.training import checkpoint
+from hf_freeze.training.callbacks import AuditCallback
+from hf_freeze.training.saving import save_adapted
+
+logger = logging.getLogger(__name__)
+
+if TYPE_CHECKING:
+    _Base = Trainer
+else:
+    _Base = object  # The Trainer class comes behind the mixin among the bases of whatever class uses it.
+
+
+class CheckpointMixin(_Base):
+    """Saves what can change, and resumes from complete checkpoints only."""
+
+    # The Trainer declares these as optional: they are None before it has made them.
+    model: Any
+    lr_scheduler: Any
+
+    _allow_changed_plan: bool
+    _writes_checkpoint = False
+
+    @property
+    def plan(self) -> FreezePlan:
+        """What trains in the current model."""
+        return plan_of(self.model)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *positional: Any, **keywords: Any) -> Any:
+        """Trains as the Trainer does; True resumes from the newest complete checkpoint.
+
+        Args:
+            resume_from_checkpoint: A checkpoint folder, or True for the newest complete one of the run.
+            positional: As for the Trainer.
+            keywords: As for the Trainer.
+
+        Raises:
+            PlanError: There is no complete checkpoint, its weights are pickled, its plan differs, or its base model.
+        """
+        folder: str | None = None
+        if resume_from_checkpoint:
+            folder = str(self._resumable(resume_from_checkpoint))
+        return super().train(folder, *positional, **keywords)
+
+    def _resumable(self, asked: str | bool) -> Path:
+        if asked is True:
+            found = checkpoint.newest_complete(Path(str(self.args.output_dir)))
+            if found is not None:
+                return found
+            for folder in sorted(Path(str(self.args.output_dir)).glob(f"{PREFIX_CHECKPOINT_DIR}-*")):
+                checkpoint.refuse_pickled_weights(folder)
+            raise PlanError(
+                f"resume_from_checkpoint: no complete checkpoint to resume from; got the folder "
+                f"{self.args.output_dir!r}. A complete checkpoint holds {checkpoint.MANIFEST_FILE}. "
+                "Train without resume_from_checkpoint, or name a checkpoint folder."
+            )
+        folder = Path(str(asked))
+        checkpoint.refuse_pickled_weights(folder)
+        if (folder / checkpoint.STATE_FILE).exists() and not checkpoint.is_complete(folder):
+            newest = checkpoint.newest_complete(folder.parent)
+            raise PlanError(
+                f"resume_from_checkpoint: this checkpoint is not complete; got {str(asked)!r}. "
+                f"The newest complete one is {str(newest) if newest else 'none'}. Resume from that one."
+            )
+        return folder
+
+    @property
+    def _upstream_format(self) -> bool:
+        """Whether weights are sharded over processes: FSDP and DeepSpeed checkpoints keep upstream's format."""
+        return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        run = Path(self._get_output_dir(trial=trial))
+        folder = run / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        if self.args.should_save and folder.is_dir():
+            shutil.rmtree(folder)  # What a killed save left behind.
+        self.accelerator.wait_for_everyone()
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        self._writes_checkpoint = True
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._writes_checkpoint = False
+            self.args.save_total_limit = limit
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            checkpoint.write_manifest(folder)
+            rotate_checkpoints(
+                output_dir=str(run),
+                save_total_limit=limit,
+                best_model_checkpoint=self.state.best_model_checkpoint,
+                use_mtime=True,
+            )
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        folder = Path(str(output_dir if output_dir is not None else self.args.output_dir))
+        inner = unwrap_model(self.model)
+        if self._writes_checkpoint and not self._upstream_format:
+            if self.args.should_save:
+                checkpoint.write_state(self.model, self.plan, folder, self._audit.digests)
+        elif isinstance(inner, PeftModel):
+            if self.args.should_save:
+                folder.mkdir(parents=True, exist_ok=True)
+                save_adapted(inner, self.plan, folder, state_dict=state_dict)
+                if self.processing_class is not None:
+                    self.processing_class.save_pretrained(str(folder))
+        else:
+            super()._save(output_dir, state_dict)
+            # The pickled arguments that the Trainer adds are never read, and nobody should have to trust them.
+            (folder / "training_args.bin").unlink(missing_ok=True)
+
+    @property
+    def _audit(self) -> AuditCallback:
+        return next(c for c in self.callback_handler.callbacks if isinstance(c, AuditCallback))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        folder = Path(resume_from_checkpoint)
+        if self._upstream_format or not (folder / checkpoint.STATE_FILE).exists():
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        checkpoint.read_state(self.model, self.plan, folder, allow_changed_plan=self._allow_changed_plan)
+
+    def _load_best_model(self) -> None:
+        folder = Path(self.state.best_model_checkpoint or "")
+        if self._upstream_format or not (folder / checkpoint.STATE_FILE).exists():
+            super()._load_best_model()
+            return
+        checkpoint.read_state(self.model, self.plan, folder, allow_changed_plan=self._allow_changed_plan)
+
+    def _load_optimizer_and_scheduler(self, checkpoint_folder: str | None) -> None:
+        folder = Path(checkpoint_folder) if checkpoint_folder is not None else None
+        if folder is None or not (folder / checkpoint.STATE_FILE).exists() or checkpoint.same_plan(folder, self.plan):
+            super()._load_optimizer_and_scheduler(checkpoint_folder)
+            return
+        logger.warning("The plan changed since %s was written: the optimizer starts anew.", folder)
+        self.lr_scheduler.last_epoch = self.state.global_step - 1
+        with warnings.catch_warnings():
+            # The scheduler is moved to the resumed step before the new optimizer has made one.
+            warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+            self.lr_scheduler.step()
