@@ -31,16 +31,12 @@ def find_stacks(root: Node, *, blocks_path: str | None = None) -> list[Node]:
         if not stacks:
             hint = did_you_mean(blocks_path, [node.path for node in lists])
             raise LayoutError(
-                f"model.blocks_path: {name} has no ModuleList of that path; got {blocks_path!r}.{hint} "
-                f"{_listing(lists)} Set model.blocks_path to the one that holds the blocks."
+                f"model.blocks_path: {name} has no such ModuleList; got {blocks_path!r}.{hint} {_listing(lists)}"
             )
     else:
         stacks = _by_tower(root, lists) or _outermost(filter(_holds_one_class, lists))
         if not stacks:
-            raise LayoutError(
-                f"{name}: no stack of repeated blocks was found. {_listing(lists)} "
-                "Set model.blocks_path to the one that holds the blocks."
-            )
+            raise LayoutError(f"{name}: no stack of repeated blocks was found. {_listing(lists)}")
         _refuse_scattered_blocks(name, stacks)
         for stack in stacks:
             _refuse_too_few_blocks(name, root, stack)
@@ -183,7 +179,7 @@ def _refuse_scattered_blocks(name: str, stacks: list[Node]) -> None:
     if beside:
         raise LayoutError(
             f"{name}: which ModuleList holds the blocks cannot be told, as several stand side by side. "
-            f"{_listing(beside)} Set model.blocks_path to the one that holds the blocks."
+            f"{_listing(beside)}"
         )
 
 
@@ -207,12 +203,15 @@ def _refuse_repeated_blocks(name: str, stack: Node) -> None:
     distinct = len({id(block) for block in blocks})
     if distinct < len(blocks):
         raise LayoutError(
-            f"{name}: its blocks are shared; got {len(blocks)} entries in {stack.path!r} that are {distinct} modules. "
-            "A block that runs several times cannot be frozen in one place and trained in another. "
+            f"{name}: its blocks are shared; got {len(blocks)} entries in {stack.path!r}, of which {distinct} are "
+            "distinct. A block that runs several times cannot be frozen in one place and trained in another. "
             "Choose a model whose blocks have weights of their own."
         )
 
 
 def _listing(lists: Iterable[Node]) -> str:
+    """Says which lists there are and what to do with them."""
     names = sorted(f"{node.path!r} ({len(node.children)} elements)" for node in _outermost(lists))
-    return f"ModuleLists that exist: {', '.join(names)}." if names else "There is no ModuleList in it."
+    if not names:
+        return "There is no ModuleList in it. Keep its blocks in a torch.nn.ModuleList."
+    return f"ModuleLists that exist: {', '.join(names)}. Set model.blocks_path to the one that holds the blocks."

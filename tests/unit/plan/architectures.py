@@ -59,7 +59,6 @@ _AUDIO = {
     "num_feat_extract_layers": 2,
     "num_conv_pos_embeddings": 16,
     "num_conv_pos_embedding_groups": 2,
-    "mask_time_prob": 0.0,
     "layerdrop": 0.0,
 }
 _SPEECH = {
@@ -177,19 +176,6 @@ ARCHITECTURES: dict[str, Architecture] = {
         AutoModelForSequenceClassification,
         "distilbert",
         {"dim": 32, "n_layers": 4, "n_heads": 4, "hidden_dim": 64, "vocab_size": 99, "max_position_embeddings": 64},
-    ),
-    "distilbert sinusoidal": Architecture(
-        AutoModelForSequenceClassification,
-        "distilbert",
-        {
-            "dim": 32,
-            "n_layers": 4,
-            "n_heads": 4,
-            "hidden_dim": 64,
-            "vocab_size": 99,
-            "max_position_embeddings": 64,
-            "sinusoidal_pos_embds": True,
-        },
     ),
     "longformer": Architecture(
         AutoModelForSequenceClassification, "longformer", {**_TEXT, "attention_window": [4] * 4}
