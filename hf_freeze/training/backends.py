@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from accelerate.utils import DistributedType
@@ -21,9 +22,10 @@ def check_backend(args: TrainingArguments, state: Any, plan: FreezePlan) -> None
         plan: What trains.
 
     Raises:
-        PlanError: FSDP1 without original parameters, reentrant activation checkpointing or NEFTune noise over frozen
-            embeddings.
+        PlanError: Processes that would never synchronise, FSDP1 without original parameters, reentrant activation
+            checkpointing or NEFTune noise over frozen embeddings.
     """
+    _check_processes(args)
     plugin = state.fsdp_plugin if state.distributed_type == DistributedType.FSDP else None
     if plugin is not None and plugin.fsdp_version == 1 and not plugin.use_orig_params and plan.frozen_names:
         raise PlanError(
@@ -42,4 +44,19 @@ def check_backend(args: TrainingArguments, state: Any, plan: FreezePlan) -> None
         raise PlanError(
             f"training.neftune_noise_alpha: frozen embeddings stay in eval mode, where NEFTune adds no noise; got "
             f"{args.neftune_noise_alpha}. Remove it, or set freeze.embeddings to 'full'."
+        )
+
+
+def _check_processes(args: TrainingArguments) -> None:
+    """Refuses a launch of several processes that do not know of each other.
+
+    Launchers set WORLD_SIZE. On a machine without an accelerator, accelerate 1.15 forms a group only when it is told to
+    use the CPU; otherwise every process trains a model of its own without a word.
+    """
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched != args.world_size:
+        raise PlanError(
+            f"training.use_cpu: {launched} processes were launched, but they do not synchronise; got a group of "
+            f"{args.world_size}. There is no accelerator on this machine that they could use. Set use_cpu to true, or "
+            "launch with ACCELERATE_USE_CPU=true."
         )

@@ -316,16 +316,17 @@ class TestAudit:
             {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"use_reentrant": True}},
             {"freeze": {"blocks": {"first": 2}}},
             (
-                "training.activation_checkpointing_kwargs.use_reentrant: reentrant checkpointing gives no gradient where "
-                "its input needs none, as behind frozen embeddings; got True. Set it to false, which is the default."
+                "training.activation_checkpointing_kwargs.use_reentrant: reentrant checkpointing gives no gradient "
+                "where its input needs none, as behind frozen embeddings; got True. Set it to false, which is the "
+                "default."
             ),
         ),
         (
             {"neftune_noise_alpha": 5.0},
             {"freeze": {"blocks": {"first": 2}}},
             (
-                "training.neftune_noise_alpha: frozen embeddings stay in eval mode, where NEFTune adds no noise; got 5.0. "
-                "Remove it, or set freeze.embeddings to 'full'."
+                "training.neftune_noise_alpha: frozen embeddings stay in eval mode, where NEFTune adds no noise; got "
+                "5.0. Remove it, or set freeze.embeddings to 'full'."
             ),
         ),
         (
@@ -360,3 +361,14 @@ def test_a_model_by_name_is_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(PlanError, match=f"^{re.escape(message)}$"):
         FreezeTrainer("google-bert/bert-base-uncased", arguments(tmp_path))
+
+
+def test_processes_that_do_not_know_of_each_other_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = arguments(tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    message = (
+        "training.use_cpu: 2 processes were launched, but they do not synchronise; got a group of 1. There is no "
+        "accelerator on this machine that they could use. Set use_cpu to true, or launch with ACCELERATE_USE_CPU=true."
+    )
+    with pytest.raises(PlanError, match=f"^{re.escape(message)}$"):
+        FreezeTrainer(tiny_bert(), settings)
