@@ -1,0 +1,75 @@
+"""Starts two processes that carry the same runs out together, once per test session."""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.conftest import REPOSITORY
+from tests.distributed.training_run import Record, Run
+
+NUM_PROCESSES = 2
+WORKER = Path(__file__).with_name("worker.py")
+
+
+def session_folder(base: Path) -> Path:
+    """Returns the folder that all test processes of a session share.
+
+    Args:
+        base: The base folder of temporary files of this test process.
+    """
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+def launch(runs: Sequence[Run], folder: Path, *, backend: str) -> dict[str, list[Record]]:
+    """Returns, by run, what every rank saw; of several test processes that ask for the same, one launches.
+
+    Args:
+        runs: What to carry out.
+        folder: Where the runs write.
+        backend: "ddp" or "fsdp2".
+    """
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = folder / "done"
+        if not done.exists():
+            _start(runs, folder, backend)
+            done.touch()
+    return {
+        run.name: [
+            Record(**json.loads((folder / run.name / f"rank-{rank}.json").read_text())) for rank in range(NUM_PROCESSES)
+        ]
+        for run in runs
+    }
+
+
+def _start(runs: Sequence[Run], folder: Path, backend: str) -> None:
+    task = {
+        "backend": backend,
+        "num_processes": NUM_PROCESSES,
+        "folder": str(folder),
+        "runs": [dataclasses.asdict(run) for run in runs],
+    }
+    command = [sys.executable, "-m"]
+    if backend == "ddp":
+        config = REPOSITORY / "accelerate_configs" / "two_cpu.yaml"
+        command += ["accelerate.commands.accelerate_cli", "launch", "--config_file", str(config)]
+    else:
+        command += ["torch.distributed.run", "--standalone", "--nproc_per_node", str(NUM_PROCESSES)]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(REPOSITORY)}
+    finished = subprocess.run(
+        [*command, str(WORKER), json.dumps(task)],
+        env=environment,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert finished.returncode == 0, finished.stderr[-6000:]
