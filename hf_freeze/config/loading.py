@@ -14,7 +14,7 @@ from hf_freeze.config.options import adapter_entry
 from hf_freeze.config.problems import KeyPath, dotted, listed, problems_of, shown
 from hf_freeze.config.schema import AdapterConfig, Adapters, RunConfig, Section
 from hf_freeze.config.yaml_source import DEEPEST, Located, read_yaml
-from hf_freeze.errors import ConfigError, did_you_mean
+from hf_freeze.errors import ConfigError, nearest
 
 LARGEST = 1 << 20  # bytes of a config file
 
@@ -206,7 +206,9 @@ def _configs_in(folder: Path, wanted: Path) -> str:
     if not names:
         return f"The folder {folder} holds no YAML files."
     shortened = [*names[:_MOST_NAMES], "..."] if len(names) > _MOST_NAMES else names
-    return f"The folder {folder} holds {', '.join(shortened)}.{did_you_mean(wanted.name, names)}"
+    stem = nearest(wanted.stem, [Path(name).stem for name in names])
+    meant = next((f" Did you mean {name!r}?" for name in names if Path(name).stem == stem), "")
+    return f"The folder {folder} holds {', '.join(shortened)}.{meant}"
 
 
 def _overridden(tree: Located, overrides: Iterable[str], problems: list[str]) -> Located:
@@ -219,7 +221,8 @@ def _overridden(tree: Located, overrides: Iterable[str], problems: list[str]) ->
             problems.append(f"{_COMMAND_LINE}: {what}")
             continue
         try:
-            leaf, found = read_yaml(text, source=_COMMAND_LINE, where=lambda _: _COMMAND_LINE, path=keys)
+            source = f"{_COMMAND_LINE}: {dotted(keys)}"
+            leaf, found = read_yaml(text, source=source, place=_COMMAND_LINE, path=keys)
             problems += found
             tree = merge(tree, overlay(tree, keys, leaf or Located(None, _COMMAND_LINE)))
         except ConfigError as error:

@@ -186,7 +186,7 @@ class AdapterConfig(Section):
 class ScheduleConfig(Section):
     """When the freeze state changes."""
 
-    type: Literal["static"] = Field("static", description="static: it never changes.")
+    type: Literal["static"] = Field("static", description="Kind of schedule; static: the freeze state never changes.")
 
 
 class LearningRateMultipliers(Section):
@@ -254,7 +254,7 @@ class RunConfig(Section):
     data: DataConfig = Field(description="Dataset and its columns.")
     freeze: FreezeConfig | None = Field(None, description="What is frozen; null: nothing, or as the adapters need it.")
     adapters: Adapters = Field((), description="List of adapters of one PEFT method, each on its own blocks.")
-    schedule: ScheduleConfig = Field(ScheduleConfig(), description="When the freeze state changes.")
+    schedule: ScheduleConfig = Field(ScheduleConfig(), description="Schedule of the freeze state.")
     lr_multipliers: LearningRateMultipliers = Field(
         LearningRateMultipliers(), description="Factors on training.learning_rate."
     )

@@ -21,8 +21,16 @@ class _Representer(SafeRepresenter):
         super().__init__(*arguments, **options)
         self.sort_base_mapping_type_on_output = False
 
+    def represent_str(self, data: str) -> Any:
+        # The emitter breaks lines at these, as YAML 1.1 does, and a reader of YAML 1.2 does not join them again.
+        style = '"' if any(mark in data for mark in "\x85\u2028\u2029") else None
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
+
     def ignore_aliases(self, data: Any) -> bool:
         return True
+
+
+_Representer.add_representer(str, _Representer.represent_str)
 
 
 def to_yaml(config: RunConfig) -> str:
@@ -34,8 +42,11 @@ def to_yaml(config: RunConfig) -> str:
     Raises:
         ConfigError: If the config holds objects, as one made in Python can.
     """
+    sections = config.model_dump(exclude_defaults=True)
+    for entry, adapter in zip(sections.get("adapters", ()), config.adapters, strict=True):
+        entry.update(adapter.peft_options)  # as they are: pydantic would write objects out as mappings
     try:
-        plain = as_plain(config.model_dump(exclude_defaults=True))
+        plain = as_plain(sections)
     except ProblemsFound as error:
         raise ConfigError(str(error)) from None
     yaml = YAML(typ="safe", pure=True)

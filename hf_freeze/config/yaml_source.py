@@ -6,7 +6,9 @@ would grow without bound is refused while it grows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import re
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +33,7 @@ from hf_freeze.errors import ConfigError
 MOST_VALUES = 100_000  # values of one document, with those that its aliases repeat
 DEEPEST = 64  # levels of lists and mappings inside each other
 
+_NEW_LINE = "\n"
 _RESOLVED = {f"tag:yaml.org,2002:{kind}" for kind in ("bool", "float", "int", "null")}
 
 
@@ -66,14 +69,14 @@ class Located:
 
 
 def read_yaml(
-    text: str, *, source: str, where: Callable[[int], str] | None = None, path: KeyPath = ()
+    text: str, *, source: str, place: str | None = None, path: KeyPath = ()
 ) -> tuple[Located | None, list[str]]:
     """Reads one YAML 1.2 document.
 
     Args:
         text: The document.
         source: What messages call it, such as the name of its file.
-        where: Turns a line, counted from 1, into a place; without it a place is `source:line`.
+        place: Where all of it was written; without it every value is at `source:line`.
         path: The key that will hold the value.
 
     Returns:
@@ -82,36 +85,40 @@ def read_yaml(
     Raises:
         ConfigError: If it is no YAML, or larger or deeper than a config can be.
     """
-    reader = _Reader(text, where or (lambda line: f"{source}:{line}"))
+    reader = _Reader(text, source, place)
     try:
         return reader.document(path), reader.problems
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        place = source if mark is None or where is not None else f"{source}:{mark.line + 1}:{mark.column + 1}"
+        at = source if mark is None or place is not None else f"{source}:{mark.line + 1}:{mark.column + 1}"
         what = ", ".join(part for part in (error.context, error.problem) if part)
-        raise ConfigError(f"{place}: is not YAML; got {_line(text, mark)}. The reader says: {what}.") from None
+        raise ConfigError(f"{at}: is not YAML; got {_line(text, mark)}. The reader says: {what}.") from None
     except ReaderError as error:
-        line = text.count("\n", 0, error.position) + 1
-        place = source if where is not None else f"{source}:{line}"
-        raise ConfigError(f"{place}: is not YAML; got the character {chr(error.character)!r}. Remove it.") from None
+        at = reader.at(text.count(_NEW_LINE, 0, error.position) + 1)
+        raise ConfigError(f"{at}: is not YAML; got the character {chr(error.character)!r}. Remove it.") from None
 
 
 class _Reader:
     """Builds located values from the events of one document."""
 
-    def __init__(self, text: str, where: Callable[[int], str]) -> None:
+    def __init__(self, text: str, source: str, place: str | None) -> None:
         self._text = text
-        self._where = where
+        self._source = source
+        self._place = place
         self._yaml = YAML(typ="safe", pure=True)
         self._events: Iterator[Event] = iter(())
         self._anchors: dict[str, Located] = {}
         self._num_values = 0
         self.problems: list[str] = []
 
+    def at(self, line: int) -> str:
+        """Returns what a message that stops the reading calls a line, counted from 1."""
+        return f"{self._source}:{line}" if self._place is None else self._source
+
     def document(self, path: KeyPath) -> Located | None:
         """Returns the value of the only document, or None where there is none."""
         self._check_directives()
-        self._events = iter(self._yaml.parse(self._text))
+        self._events = self._parsed()
         root = None
         for event in self._events:
             if isinstance(event, NodeEvent):
@@ -120,16 +127,25 @@ class _Reader:
                 root = self._node(event, path, depth=0)
         return root
 
+    def _parsed(self) -> Iterator[Event]:
+        try:
+            yield from self._yaml.parse(self._text)
+        except (OverflowError, ValueError):  # ruamel.yaml passes any number after \U on to chr()
+            escapes = re.finditer(r"\\U([0-9A-Fa-f]{8})", self._text)
+            position = next(escape.start() for escape in escapes if int(escape[1], 16) > sys.maxunicode)
+            what = "is not YAML; got an escape for a character that does not exist. Escapes end at \\U0010FFFF."
+            raise ConfigError(f"{self.at(self._text.count(_NEW_LINE, 0, position) + 1)}: {what}") from None
+
     def _check_directives(self) -> None:
         for number, line in enumerate(self._text.splitlines(), start=1):
             if line.startswith("%") and line.split() != ["%YAML", "1.2"]:
                 what = f"has a directive; got {shown(line.strip())}. Configs are YAML 1.2. Remove the line."
-                raise ConfigError(f"{self._where(number)}: {what}")
+                raise ConfigError(f"{self.at(number)}: {what}")
             if line.strip() and line[0] not in "%#":
                 return
 
     def _node(self, event: Event, path: KeyPath, *, depth: int, where: str | None = None) -> Located:
-        where = where or self._where(event.start_mark.line + 1)
+        where = where or self._where(event)
         if isinstance(event, AliasEvent):
             return self._aliased(event, where, depth)
         self._grow(event, 1, depth)
@@ -154,14 +170,15 @@ class _Reader:
     def _mapping(self, path: KeyPath, depth: int) -> dict[Key, Located]:
         entries: dict[Key, Located] = {}
         while not isinstance(event := next(self._events), MappingEndEvent):
-            where = self._where(event.start_mark.line + 1)
+            where = self._where(event)
             key = self._node(event, path, depth=depth).plain()
+            merges = key == "<<" and isinstance(event, ScalarEvent) and event.implicit[0]  # without quotes
             inside = (*path, key if type(key) in {str, int} else "?")
             value = self._node(next(self._events), inside, depth=depth, where=where)
             if type(key) not in {str, int}:
                 what = f"has a key that is no name; got {shown(key)}. Keys are text or whole numbers."
                 self.problems.append(f"{where}: {dotted(path)}: {what}")
-            elif key == "<<":
+            elif merges:
                 what = "has a merge key; got <<. YAML 1.2 has none. Use extends, or write the keys out."
                 self.problems.append(f"{where}: {dotted(path)}: {what}")
             elif key in entries:
@@ -206,7 +223,10 @@ class _Reader:
             raise self._refusal(event, f"{what} Remove some.")
 
     def _refusal(self, event: Event, what: str) -> ConfigError:
-        return ConfigError(f"{self._where(event.start_mark.line + 1)}: {what}")
+        return ConfigError(f"{self.at(event.start_mark.line + 1)}: {what}")
+
+    def _where(self, event: Event) -> str:
+        return self._place or self.at(event.start_mark.line + 1)
 
 
 def _measured(node: Located) -> tuple[int, int]:

@@ -186,6 +186,13 @@ MANY = (
             "x.yaml:1: has a directive; got '%TAG ! tag:x'. Configs are YAML 1.2. Remove the line.",
         ),
         ("a: 1\n---\nb: 2", "x.yaml:3: holds a second document; got ---. A config is one document. Remove it."),
+        *(
+            (
+                f'a: 1\nb: "{escape}"',
+                "x.yaml:2: is not YAML; got an escape for a character that does not exist. Escapes end at \\U0010FFFF.",
+            )
+            for escape in ("\\U00110000", "\\UFFFFFFFF")
+        ),
         ("a: *b", "x.yaml:1: has an alias to nothing; got *b. Write &b before it."),
         ("a: &a {b: *a}", "x.yaml:1: has an alias to nothing; got *a. Write &a before it."),
         (BOMB, f"x.yaml:6: grows too large; {MANY}"),
@@ -196,7 +203,7 @@ MANY = (
             f"x.yaml:2: is too deep; {DEEP}",
         ),
     ],
-    ids=range(14),
+    ids=range(16),
 )
 def test_what_is_no_config_is_refused(text: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
