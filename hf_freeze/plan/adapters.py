@@ -249,6 +249,8 @@ def _quiet_peft() -> Iterator[None]:
     with warnings.catch_warnings():
         # LN tuning warns of every LayerNorm though LayerNorm is what it is for.
         warnings.filterwarnings("ignore", message="Unsupported layer type")
+        # GPT-2 keeps its linear layers transposed; PEFT notices, sets the option right and warns that it did.
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")
         # PEFT reads a property that Transformers 5.23 renamed.
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
         yield

@@ -24,8 +24,6 @@ from hf_freeze.plan.resolve import FreezePlan
 
 logger = logging.getLogger(__name__)
 
-_PREFIX = "base_model.model."
-
 
 def save_adapted(
     model: PeftModel, plan: FreezePlan, folder: Path, *, state_dict: Mapping[str, torch.Tensor] | None = None
@@ -54,13 +52,14 @@ def save_adapted(
             merged.save_pretrained(folder)
         return
     model.save_pretrained(str(folder), state_dict=state_dict)
-    _write_config(model, folder)
     if not modules:
         return
     weights = folder / SAFETENSORS_WEIGHTS_NAME
     tensors = safetensors.torch.load_file(weights)
     raw = state_dict if state_dict is not None else model.state_dict()
-    prefixes = tuple(f"{_PREFIX}{module}." for module in modules)
+    # Methods that tune prompts wrap the model directly, all others through a tuner.
+    prefix = "base_model" if model.active_peft_config.is_prompt_learning else "base_model.model"
+    prefixes = tuple(f"{prefix}.{module}." for module in modules)
     # A clone, because tied or sliced tensors share storage, which safetensors refuses.
     tensors.update({name: t.detach().cpu().clone() for name, t in raw.items() if name.startswith(prefixes)})
     safetensors.torch.save_file(tensors, weights, metadata={"format": "pt"})
@@ -106,10 +105,3 @@ def _home(name: str, plan: FreezePlan, adapted: set[str]) -> str | None:
 
 def _within(module: str, path: str) -> bool:
     return module == path or module.startswith(f"{path}.")
-
-
-def _write_config(model: PeftModel, folder: Path) -> None:
-    """Writes the base model's config beside the adapter: it knows the labels that the base on the hub does not."""
-    base = model.get_base_model()
-    if isinstance(base, PreTrainedModel):
-        base.config.save_pretrained(folder)
