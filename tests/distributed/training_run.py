@@ -15,7 +15,7 @@ import torch
 from datasets import Dataset
 from torch import nn
 from torch.distributed.tensor import DTensor
-from transformers import AutoModelForTokenClassification, PreTrainedModel, TrainingArguments
+from transformers import AutoModelForTokenClassification, PreTrainedModel
 
 from hf_freeze.plan import named_parameters
 from hf_freeze.plan.audit import tensor_digest
@@ -68,6 +68,7 @@ class Record:
         resumed_losses: The losses of the resumed run, after the checkpoint.
         resumed_weights: Digests of the parameters at the end of the resumed run.
         logits: What the trained model makes of `tiny_batch()`.
+        is_sharded: Whether every parameter is spread over the processes.
     """
 
     losses: list[float]
@@ -80,6 +81,7 @@ class Record:
     resumed_losses: list[float]
     resumed_weights: dict[str, str]
     logits: list[Any]
+    is_sharded: bool
 
 
 def carry_out(run: Run, folder: Path, *, num_processes: int) -> Record:
@@ -115,6 +117,7 @@ def carry_out(run: Run, folder: Path, *, num_processes: int) -> Record:
         resumed_losses=resumed_losses,
         resumed_weights=resumed_weights,
         logits=logits.tolist(),
+        is_sharded=all(isinstance(p, DTensor) for p in trainer.model.parameters()),
     )
 
 
