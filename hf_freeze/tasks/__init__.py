@@ -1,4 +1,4 @@
-"""What is learned: a registry of tasks, each of which turns a data set and a model's name into what a trainer needs."""
+"""What is learned: a registry of tasks, each of which turns a dataset and a model's name into what a trainer needs."""
 
 from hf_freeze.tasks.registry import PreparedData, Task, get_task, register_task, task_names
 

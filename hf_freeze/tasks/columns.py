@@ -1,4 +1,4 @@
-"""Which columns of a data set hold the texts, and which the label. Pure."""
+"""Which columns of a dataset hold the texts, and which the label. Pure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from datasets import ClassLabel, LargeList, List, Value
 
 from hf_freeze.errors import ConfigError, did_you_mean
 
-# A data set's columns and what each holds, as `datasets` describes it.
+# A dataset's columns and what each holds, as `datasets` describes it.
 Columns: TypeAlias = Mapping[str, object]
 
 # Names that mean "this is the label", the most telling first.
@@ -27,7 +27,7 @@ LABEL_NAMES = (
     "rating",
 )
 
-# Pairs of columns that the common sentence-pair data sets use.
+# Pairs of columns that the common sentence-pair datasets use.
 TEXT_PAIRS = (
     ("sentence1", "sentence2"),
     ("premise", "hypothesis"),
@@ -67,7 +67,7 @@ def _check_columns_exist(key: str, wanted: Sequence[str], columns: Columns) -> N
     for name in wanted:
         if name not in columns:
             raise ConfigError(
-                f"{key}: the data set has no column {name!r}; it has {listed(columns)}.{did_you_mean(name, columns)}"
+                f"{key}: the dataset has no column {name!r}; it has {listed(columns)}.{did_you_mean(name, columns)}"
             )
 
 
@@ -77,7 +77,7 @@ def find_label_columns(
     """Returns the column that holds the label, or the several columns of a multi-label task.
 
     Args:
-        columns: The data set's columns.
+        columns: The dataset's columns.
         label_column: What the user named, if anything.
         text_columns: The text columns that the user named, if any.
 
@@ -99,7 +99,7 @@ def find_label_columns(
     if len(not_strings) == 1:
         return (not_strings[0],)
     raise ConfigError(
-        f"data.label_column: no column stands out as the label; the data set has {listed(columns)}. "
+        f"data.label_column: no column stands out as the label; the dataset has {listed(columns)}. "
         "Set data.label_column to one of them."
     )
 
@@ -110,7 +110,7 @@ def find_text_columns(
     """Returns the column of texts, or the two columns of a sentence pair.
 
     Args:
-        columns: The data set's columns.
+        columns: The dataset's columns.
         text_columns: What the user named, if anything.
         label_columns: The columns that hold the label.
 
@@ -129,7 +129,7 @@ def find_text_columns(
         return (plain[0],)
     problem = "several columns hold texts" if plain else "no column holds texts"
     raise ConfigError(
-        f"data.text_columns: {problem}; the data set has {listed(columns)}. "
+        f"data.text_columns: {problem}; the dataset has {listed(columns)}. "
         "Set data.text_columns to one of them, or to two for sentence pairs."
     )
 
@@ -144,7 +144,7 @@ def _checked_text_columns(named: tuple[str, ...], columns: Columns, label_column
     for name in named:
         if name in label_columns:
             raise ConfigError(
-                f"data.text_columns: {name!r} is the label column; the data set has {listed(columns)}. "
+                f"data.text_columns: {name!r} is the label column; the dataset has {listed(columns)}. "
                 "Set data.label_column too, or name another column."
             )
         if not holds_strings(columns[name]):

@@ -1,4 +1,4 @@
-"""Checking the texts of a data set, and turning them into model inputs."""
+"""Checking the texts of a dataset, and turning them into model inputs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def check_texts(dataset: Dataset, *, text_columns: Sequence[str], split: str) ->
     Args:
         dataset: The rows of a split.
         text_columns: The columns of texts.
-        split: The split's name in the data set.
+        split: The split's name in the dataset.
 
     Raises:
         ConfigError: Some texts are missing or blank.
@@ -56,7 +56,7 @@ def tokenize_rows(
         tokenizer: The model's tokenizer.
         text_columns: One column of texts, or two for pairs.
         max_length: Longer texts are cut to this many tokens; None cuts nothing.
-        split: The split's name in the data set.
+        split: The split's name in the dataset.
     """
     tokenized: Dataset = dataset.map(
         _tokenize_batch,

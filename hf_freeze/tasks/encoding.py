@@ -46,7 +46,7 @@ def distinct_labels(dataset: Dataset, label_column: str) -> list[Any]:
 
 
 def _items(values: list[Any] | None) -> list[Any]:
-    """Returns the items of a list in a data set: a list that is missing counts as one item that is."""
+    """Returns the items of a list in a dataset: a list that is missing counts as one item that is."""
     return [None] if values is None else values
 
 
@@ -58,8 +58,6 @@ def has_labels(dataset: Dataset, label_columns: Sequence[str]) -> bool:
         label_columns: The columns that hold the label.
     """
     for column in label_columns:
-        if column not in dataset.column_names:
-            return False
         item = item_of(dataset.features[column])
         if all(is_missing(value, item) for value in distinct_labels(dataset, column)):
             return False
@@ -71,7 +69,7 @@ def warn_about_one_class(values: Iterable[Any], *, split: str) -> None:
 
     Args:
         values: The distinct labels of the split, by name or id.
-        split: The split's name in the data set.
+        split: The split's name in the dataset.
     """
     found = list(values)
     if len(found) == 1:
@@ -102,7 +100,7 @@ def encode_labels(
         label_columns: The columns that hold the label.
         problem_type: What kind of problem it is.
         labels: The names of the labels in the order of their ids.
-        split: The split's name in the data set.
+        split: The split's name in the dataset.
 
     Raises:
         ConfigError: A label is missing, or is not among the labels.

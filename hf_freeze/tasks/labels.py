@@ -27,7 +27,7 @@ def decide_problem_type(columns: Columns, *, label_columns: Sequence[str], probl
     Several columns and lists are multi label, floats are regression, anything else is single label.
 
     Args:
-        columns: The data set's columns.
+        columns: The dataset's columns.
         label_columns: The columns that hold the label.
         problem_type: What the user asked for, if anything.
 
@@ -47,7 +47,7 @@ def decide_problem_type(columns: Columns, *, label_columns: Sequence[str], probl
         if kind == problem_type:
             return kind
     raise ConfigError(
-        f"data.problem_type: {problem_type!r} does not fit {_named(label_columns)}, which holds "
+        f"data.problem_type: {problem_type!r} does not fit {_named(label_columns)}; got "
         f"{describe(columns[label_columns[0]])}. What fits: {', '.join(sorted(fitting))}."
     )
 
@@ -88,7 +88,7 @@ def label_name(value: Any, feature: object) -> str | None:
     """Returns what a label is called, or None where the value marks a missing label.
 
     Args:
-        value: What stands in the data set.
+        value: What stands in the dataset.
         feature: What the column, or the list in it, holds.
     """
     if value is None or (isinstance(value, float) and math.isnan(value)):
@@ -159,7 +159,7 @@ def is_missing(value: Any, feature: object) -> bool:
     """Returns whether a value that has no id marks a missing label, rather than an unknown one.
 
     Args:
-        value: What stands in the data set.
+        value: What stands in the dataset.
         feature: What the column, or the list in it, holds.
     """
     return label_name(value, feature) is None or (holds_integers(feature) and value == MISSING_ID)
@@ -172,13 +172,14 @@ def missing_label_error(num_missing: int, *, row: int, value: Any, split: str, l
         num_missing: How many rows have none.
         row: The first of them.
         value: What stands there.
-        split: The split's name in the data set.
+        split: The split's name in the dataset.
         label_column: The label column.
     """
+    more = f" and {num_missing - 1} more" if num_missing > 1 else ""
     hint = " Where -1 is a label, list it in data.labels." if value == MISSING_ID else ""
     return ConfigError(
-        f"data.label_column: {num_missing} rows of the split {split!r} have no label in the column {label_column!r}; "
-        f"got {value!r} in row {row}, counted from 0. Remove them, or give them a label.{hint}"
+        f"data.label_column: labels are missing in the column {label_column!r} of the split {split!r}; got {value!r} "
+        f"in row {row}{more}, counted from 0. Remove these rows, or give them a label.{hint}"
     )
 
 
@@ -186,10 +187,10 @@ def unknown_label_error(value: Any, *, feature: object, row: int, split: str, la
     """Returns the error for a label that is not among the labels.
 
     Args:
-        value: What stands in the data set.
+        value: What stands in the dataset.
         feature: What the column, or the list in it, holds.
         row: The first row where it stands.
-        split: The split's name in the data set.
+        split: The split's name in the dataset.
         labels: The names of the labels.
     """
     shown = sorted(labels)[:_NUM_LISTED]

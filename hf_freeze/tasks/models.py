@@ -71,11 +71,8 @@ def load_classifier(
             model, info = AutoModelForSequenceClassification.from_pretrained(
                 name_or_path,
                 **_head(labels, problem_type),
-                **extra,
+                **{**extra, "use_safetensors": True, "ignore_mismatched_sizes": True, "output_loading_info": True},
                 trust_remote_code=trust_remote_code,
-                use_safetensors=True,
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
             )
     except (OSError, SafetensorError, TypeError, ValueError) as error:
         raise _weights_error(name_or_path, extra, error) from error
@@ -185,8 +182,12 @@ def _default_dtype(extra: Mapping[str, Any], config: PreTrainedConfig) -> dict[s
 def _refuse_pickled_weights(name_or_path: str, hub: Mapping[str, Any]) -> None:
     """Raises where a folder has pickled weights and no others."""
     folder = Path(name_or_path, str(hub.get("subfolder", "")))
-    if folder.is_dir() and any(folder.glob("*.bin")) and not any(folder.glob("*.safetensors*")):
-        raise _pickled_error(name_or_path)
+    for pickled, safe in (
+        ("pytorch_model*.bin", "model*.safetensors"),
+        ("adapter_model.bin", "adapter_model.safetensors"),
+    ):
+        if any(folder.glob(pickled)) and not any(folder.glob(safe)):
+            raise _pickled_error(name_or_path)
 
 
 def _pickled_error(name_or_path: str) -> ConfigError:

@@ -25,7 +25,7 @@ TaskClass = TypeVar("TaskClass", bound="type[Task]")
 
 @dataclass(frozen=True)
 class PreparedData:
-    """The splits of a data set with their labels as numbers, and what was inferred about them.
+    """The splits of a dataset with their labels as numbers, and what was inferred about them.
 
     Attributes:
         train: The rows to learn from: the text columns and `labels`; model inputs and `labels` once tokenised.
@@ -35,7 +35,7 @@ class PreparedData:
         label_columns: The column that the labels came from; several where each is one label of a multi-label task.
         labels: The names of the labels in the order of their ids; empty for regression.
         problem_type: What transformers calls the problem.
-        splits: Where `train`, `validation` and `test` came from, by the names in the data set.
+        splits: Where `train`, `validation` and `test` came from, by the names in the dataset.
     """
 
     train: Dataset
@@ -81,7 +81,7 @@ class Task(Protocol):
         problem_type: str | None = None,
         splits: Mapping[str, str | None] | None = None,
     ) -> PreparedData:
-        """Loads a data set and turns its labels into numbers."""
+        """Loads a dataset and turns its labels into numbers."""
         ...
 
     def load_model(

@@ -1,10 +1,9 @@
-"""Loading a data set, and deciding which of its splits to train on, validate on and test on."""
+"""Loading a dataset, and deciding which of its splits to train on, validate on and test on."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,8 +11,7 @@ from typing import Any, Final
 
 import datasets
 from datasets import Dataset
-from datasets.exceptions import DatasetsError
-from huggingface_hub import constants as hub_constants
+from datasets.exceptions import DatasetNotFoundError, DatasetsError
 
 from hf_freeze.errors import ConfigError, did_you_mean
 from hf_freeze.tasks.columns import listed
@@ -30,25 +28,24 @@ _EXPRESSION = re.compile(r"[\[+]")
 def load_splits(
     load_dataset: Mapping[str, Any], *, splits: Mapping[str, str | None] | None = None
 ) -> tuple[dict[str, Dataset], dict[str, str]]:
-    """Loads a data set and returns its rows by role (`train`, `validation`, `test`), and where each came from.
+    """Loads a dataset and returns its rows by role (`train`, `validation`, `test`), and where each came from.
 
     `train` must exist. Without `validation` the rows come from the first of valid, val, dev, eval, validation_matched
     and test that exists; where that is test, nothing is left to test on.
 
     Args:
         load_dataset: The arguments of `datasets.load_dataset`, `path` among them.
-        splits: Split names or expressions (`train[:90%]`) by role, where the names differ from the roles; None leaves
-            a role out.
+        splits: Split names or expressions (`train[:90%]`) by role; None, as a role that is left out, is inferred.
 
     Raises:
-        ConfigError: The data set cannot be loaded, or a split does not exist or has no rows.
+        ConfigError: The dataset cannot be loaded, or a split does not exist or has no rows.
     """
     if load_dataset.get("streaming"):
         raise ConfigError(
             "data.load_dataset.streaming: rows are shuffled and counted, so they cannot be streamed; got True. "
             "Leave the key out."
         )
-    wanted = dict(splits or {})
+    wanted = {role: name for role, name in (splits or {}).items() if name is not None}
     for role in wanted:
         if role not in ROLES:
             raise ConfigError(
@@ -70,32 +67,32 @@ def _empty_split_error(name: str) -> ConfigError:
     )
 
 
-def _choose(wanted: Mapping[str, str | None], existing: Mapping[str, Dataset]) -> dict[str, str]:
+def _choose(wanted: Mapping[str, str], existing: Mapping[str, Dataset]) -> dict[str, str]:
     """Returns the split name or expression for each role that has one."""
     for role, name in wanted.items():
-        for part in [] if name is None else [part.split("[")[0].strip() for part in name.split("+")]:
+        for part in (part.split("[")[0].strip() for part in name.split("+")):
             if part not in existing:
                 raise ConfigError(
-                    f"data.splits.{role}: the data set has no split {part!r}; it has {listed(existing)}."
+                    f"data.splits.{role}: the dataset has no split {part!r}; it has {listed(existing)}."
                     f"{did_you_mean(part, existing)}"
                 )
-    chosen: dict[str, str | None] = {"train": "train", "validation": None, "test": None}
-    taken = {name for role, name in wanted.items() if role != "validation"}
-    chosen["validation"] = next((name for name in _VALIDATION_NAMES if name in existing and name not in taken), None)
-    chosen.update(wanted)
-    if "test" not in wanted and "test" in existing and chosen["validation"] != "test":
-        chosen["test"] = "test"
-    train = chosen["train"]
-    if train is None or (not _EXPRESSION.search(train) and train not in existing):
+    if "train" not in wanted and "train" not in existing:
         raise ConfigError(
-            f"data.splits.train: the data set has no split {train!r}; it has {listed(existing)}. "
+            f"data.splits.train: the dataset has no split 'train'; it has {listed(existing)}. "
             "Set data.splits.train to the split to learn from."
         )
-    return {role: name for role, name in chosen.items() if name is not None}
+    chosen = {"train": "train", **wanted}
+    if "validation" not in chosen:
+        free = [name for name in _VALIDATION_NAMES if name in existing and name not in chosen.values()]
+        if free:
+            chosen["validation"] = free[0]
+    if "test" not in chosen and "test" in existing and "test" not in chosen.values():
+        chosen["test"] = "test"
+    return chosen
 
 
 def _load(load_dataset: Mapping[str, Any], *, split: str | None = None) -> dict[str, Dataset]:
-    """Returns the splits of a data set by name, or the one that `split` describes."""
+    """Returns the splits of a dataset by name, or the one that `split` describes."""
     arguments = dict(load_dataset) if split is None else {**load_dataset, "split": split}
     path = str(arguments.pop("path", ""))
     try:
@@ -109,24 +106,23 @@ def _load(load_dataset: Mapping[str, Any], *, split: str | None = None) -> dict[
 
 
 def _load_error(path: str, error: Exception) -> ConfigError:
-    """Returns the error for a data set that `datasets.load_dataset` cannot load.
+    """Returns the error for a dataset that `datasets.load_dataset` cannot load.
 
     Credentials may stand in its arguments, so none of them but the path is repeated.
     """
-    empty = re.search(r'Instruction "(\w+)" corresponds to no data', str(error))
+    empty = re.search(r'Instruction "(.+)" corresponds to no data', str(error))
     if empty:
         return _empty_split_error(empty[1])
     is_path = path.startswith((".", "~")) or Path(path).is_absolute() or Path(path).exists()
-    if isinstance(error, ConnectionError | DatasetsError) and not is_path and isinstance(error, OSError):
-        offline = hub_constants.HF_HUB_OFFLINE or "HF_DATASETS_OFFLINE" in os.environ
+    if not is_path and isinstance(error, ConnectionError | DatasetNotFoundError):
         why = (
             "the hub is switched off (HF_HUB_OFFLINE)"
-            if offline
-            else "the hub cannot be reached or has no such data set"
+            if datasets.config.HF_HUB_OFFLINE
+            else "the hub has no dataset of this name, keeps it private, or cannot be reached"
         )
         return ConfigError(
-            f"data.load_dataset: there is no folder {path!r}, and no data set of that name could be loaded: {why}. "
-            "Give a folder, the name of a data set on the Hugging Face hub, or csv, json or parquet with data_files."
+            f"data.load_dataset: there is no folder {path!r}, and no dataset of that name could be loaded: {why}. "
+            "Give a folder, the name of a dataset on the Hugging Face hub, or csv, json or parquet with data_files."
         )
     if isinstance(error, FileNotFoundError):
         return ConfigError(
@@ -134,7 +130,7 @@ def _load_error(path: str, error: Exception) -> ConfigError:
             "Give a folder with data files, or name the files in data_files."
         )
     return ConfigError(
-        f"data.load_dataset: the data set {path!r} could not be loaded. {_first_sentence(error.__cause__ or error)} "
+        f"data.load_dataset: the dataset {path!r} could not be loaded. {_first_sentence(error.__cause__ or error)} "
         "The keys of data.load_dataset are the arguments of datasets.load_dataset."
     )
 
@@ -142,7 +138,7 @@ def _load_error(path: str, error: Exception) -> ConfigError:
 def _first_sentence(error: BaseException) -> str:
     """Returns the first line of what a library says, without anything that looks like a token of the hub."""
     line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return re.sub(r"hf_\w{8,}", "hf_...", line).rstrip(".") + "."
+    return re.sub(r"hf_\w{8,}", "(hidden)", line).rstrip(".") + "."
 
 
 @contextlib.contextmanager

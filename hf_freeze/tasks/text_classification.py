@@ -11,7 +11,7 @@ from datasets import Dataset
 from transformers import DataCollatorWithPadding, EvalPrediction, PreTrainedModel
 
 from hf_freeze.errors import ConfigError
-from hf_freeze.tasks.columns import find_label_columns, find_text_columns, holds_floats, item_of, listed
+from hf_freeze.tasks.columns import find_label_columns, find_text_columns, holds_floats, item_of
 from hf_freeze.tasks.data import check_texts, tokenize_rows
 from hf_freeze.tasks.encoding import distinct_labels, encode_labels, has_labels, warn_about_one_class
 from hf_freeze.tasks.labels import ProblemType, check_labels, decide_problem_type, infer_labels
@@ -38,7 +38,7 @@ class TextClassification:
         problem_type: str | None = None,
         splits: Mapping[str, str | None] | None = None,
     ) -> PreparedData:
-        """Loads a data set, finds its texts and labels, checks them, and turns labels into numbers.
+        """Loads a dataset, finds its texts and labels, checks them, and turns labels into numbers.
 
         Args:
             load_dataset: The arguments of `datasets.load_dataset`.
@@ -63,7 +63,6 @@ class TextClassification:
             del rows["test"], chosen["test"]
         encoded = {}
         for role, dataset in rows.items():
-            _check_columns(dataset, (*texts, *label_columns), split=chosen[role])
             check_texts(dataset, text_columns=texts, split=chosen[role])
             encoded[role] = encode_labels(
                 dataset,
@@ -193,16 +192,6 @@ class TextClassification:
             trust_remote_code=trust_remote_code,
             from_pretrained=from_pretrained,
         )
-
-
-def _check_columns(dataset: Dataset, names: Sequence[str], *, split: str) -> None:
-    """Raises where a split lacks a column that the training split has."""
-    for name in names:
-        if name not in dataset.column_names:
-            raise ConfigError(
-                f"data.splits: the split {split!r} has no column {name!r}, which the training split has; it has "
-                f"{listed(dataset.column_names)}. Add the column, or name another split in data.splits."
-            )
 
 
 def _label_names(
