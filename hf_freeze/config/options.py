@@ -33,7 +33,7 @@ REFUSED_FOR_ADAPTERS: Refused = {
 }
 
 # What PEFT fills in itself, and the task, which follows from the model as it does for entries of a config file.
-_OF_EVERY_OBJECT = {"peft_type", "peft_version", "task_type"}
+_OF_EVERY_OBJECT = {"auto_mapping", "base_model_name_or_path", "peft_type", "peft_version", "task_type"}
 
 _BY_LAUNCHER = "How many processes, which precision and which sharding are chosen by the file in accelerate_configs."
 REFUSED_FOR_TRAINING: Refused = {
@@ -154,8 +154,10 @@ def model_problems(options: Mapping[str, Any], fields: Iterable[str]) -> list[Pr
     for key, value in options.items():
         if key in REFUSED_FOR_MODELS:
             found.append(_refusal(key, value, REFUSED_FOR_MODELS))
-        elif key in {"use_safetensors", "weights_only"} and value is False:
-            text = "lets a pickle run code; got False. Weights are read from safetensors only. Remove the key."
+        elif key in {"use_safetensors", "weights_only"} and value is not True:
+            text = (
+                f"lets a pickle run code; got {shown(value)}. Weights are read from safetensors only. Remove the key."
+            )
             found.append(Problem((key,), text))
         elif did_you_mean(key, fields):
             found.append(unknown_key((key,), value, fields))
@@ -222,12 +224,13 @@ def adapter_entry(value: object) -> object:
     Args:
         value: An entry, a mapping, or a PEFT config object such as `LoraConfig(r=8)`.
     """
-    from peft import PeftConfig
+    from peft import PeftConfig, PeftType
 
     if not isinstance(value, PeftConfig):
         return value
     given = vars(value)
-    entry: dict[str, Any] = {"peft_type": given["peft_type"].value}
+    method = given["peft_type"]
+    entry: dict[str, Any] = {"peft_type": method.value if isinstance(method, PeftType) else method}
     for field in dataclasses.fields(value):
         option = given[field.name]
         default = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default

@@ -112,6 +112,8 @@ def _translated(details: ErrorDetails, fields: Mapping[str, FieldInfo]) -> list[
     match kind:
         case "value_error" if isinstance(found := context["error"], ProblemsFound):
             return [problem.under(path) for problem in found.problems]
+        case "string_type" if path[-1:] == ("[key]",):
+            return [Problem(path[:-2], f"has a key that is no name; got {shown(value)}. Keys are text there.")]
         case "extra_forbidden" | "invalid_key":
             return [unknown_key(path, value if kind == "extra_forbidden" else path[-1], fields)]
         case "missing":

@@ -30,7 +30,7 @@ from ruamel.yaml.reader import ReaderError
 from hf_freeze.config.problems import Key, KeyPath, dotted, shown
 from hf_freeze.errors import ConfigError
 
-MOST_VALUES = 100_000  # values of one document, with those that its aliases repeat
+MOST_VALUES = 20_000  # values of one document, with those that its aliases repeat
 DEEPEST = 64  # levels of lists and mappings inside each other
 
 _NEW_LINE = "\n"
@@ -155,10 +155,9 @@ class _Reader:
                 value = self._mapping(path, depth + 1)
             case SequenceStartEvent():
                 value = self._sequence(path, depth + 1)
-            case ScalarEvent():
-                value = self._scalar(event)
             case _:
-                raise AssertionError(f"{event} starts no value")
+                assert isinstance(event, ScalarEvent)
+                value = self._scalar(event)
         if event.tag is not None:
             what = f"has a tag; got {event.tag!r}. A config holds plain data and no objects. Remove the tag."
             self.problems.append(f"{where}: {dotted(path)}: {what}")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from peft import AdaLoraConfig, LoftQConfig, LoraConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
-from transformers import TrainingArguments
+from transformers import SchedulerType, TrainingArguments
 
 from hf_freeze.config import AdapterConfig, parse_adapters, parse_section
 from hf_freeze.config.options import (
@@ -30,11 +30,7 @@ METHODS = sorted(str(method.value) for method in PEFT_TYPE_TO_CONFIG_MAPPING)
 MODEL_FIELDS = ["blocks_path", "name_or_path", "task", "trust_remote_code"]
 OUTPUT_DIR = "It is the folder that training writes."
 PATH = "It is a dataset on the Hub, a folder, or a format such as csv or json."
-SCHEDULERS = (
-    "'constant', 'constant_with_warmup', 'cosine', 'cosine_warmup_with_min_lr', 'cosine_with_min_lr', "
-    "'cosine_with_restarts', 'greedy', 'inverse_sqrt', 'linear', 'polynomial', 'reduce_lr_on_plateau', "
-    "'warmup_stable_decay'"
-)
+SCHEDULERS = ", ".join(repr(kind.value) for kind in sorted(SchedulerType))
 
 
 def lines(problems: list[Problem]) -> list[str]:
@@ -136,6 +132,12 @@ class TestTrainingArguments:
     def test_an_output_folder_is_required(self, options: dict[str, Any], problem: str) -> None:
         assert lines(training_problems(options)) == [problem]
 
+    @pytest.mark.parametrize("value", [None, True, 1, 0.5, "x", ["x", 1], {"x": 1}])
+    def test_every_annotation_can_be_compared_with_every_value(self, value: object) -> None:
+        for option in TrainingArguments.__dataclass_fields__:
+            for problem in training_problems({"output_dir": "runs/x", option: value}):
+                assert problem.path == (option,)
+
 
 class TestPeft:
     @pytest.mark.parametrize("method", METHODS)
@@ -152,6 +154,12 @@ class TestPeft:
     def test_every_method_declares_options_that_can_be_checked(self, method: str) -> None:
         [problem] = adapter_problems(method, {"no_such_option": 1})
         assert problem.text.startswith("unknown key; got 1. Known keys: ")
+
+    @pytest.mark.parametrize("value", [None, True, 1, 0.5, "x", ["x", 1], {"x": 1}])
+    def test_every_annotation_can_be_compared_with_every_value(self, value: object) -> None:
+        for method, config_class in PEFT_TYPE_TO_CONFIG_MAPPING.items():
+            for option in config_class.__dataclass_fields__:
+                assert len(adapter_problems(str(method.value), {option: value})) <= 1
 
     @pytest.mark.parametrize(
         ("method", "options"),
@@ -272,6 +280,13 @@ class TestFromPretrained:
                 {"weights_only": False},
                 (
                     "weights_only: lets a pickle run code; got False. "
+                    "Weights are read from safetensors only. Remove the key."
+                ),
+            ),
+            (
+                {"use_safetensors": None},
+                (
+                    "use_safetensors: lets a pickle run code; got None. "
                     "Weights are read from safetensors only. Remove the key."
                 ),
             ),

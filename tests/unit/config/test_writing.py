@@ -13,12 +13,7 @@ from peft import EvaConfig
 
 from hf_freeze.config import AdapterConfig, RunConfig, json_schema, load_config, parse_config, to_yaml
 from hf_freeze.errors import ConfigError
-
-CONFIG: dict[str, Any] = {
-    "model": {"name_or_path": "bert"},
-    "data": {"load_dataset": {"path": "imdb"}},
-    "training": {"output_dir": "runs/x"},
-}
+from tests.unit.config.smallest import CONFIG
 
 words = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12) | st.sampled_from(
     ["no", "null", "2e-5", "1:8", "true", "=", "<<", "2024-01-01", "~", "- a", "#x", "*a", "&a", "!a", "a: b", " a "]
@@ -95,7 +90,7 @@ configs = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(configs)
 def test_a_config_reads_back_from_its_yaml(tmp_path: Path, data: dict[str, Any]) -> None:
     config = parse_config(data)
