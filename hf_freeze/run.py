@@ -1,0 +1,349 @@
+"""Config in, result out: the only module that knows all the others."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import datasets
+import torch
+from pydantic import Field
+from transformers import PreTrainedModel, TrainingArguments, set_seed
+
+from hf_freeze.config import (
+    FreezeConfig,
+    LearningRateMultipliers,
+    ModelConfig,
+    RunConfig,
+    load_config,
+    parse_config,
+    parse_overrides,
+    parse_section,
+    to_yaml,
+)
+from hf_freeze.config.schema import Adapters, DataConfig, Section
+from hf_freeze.errors import ConfigError
+from hf_freeze.plan.apply import plan_of
+from hf_freeze.plan.layout import find_layout
+from hf_freeze.plan.optimizer import role_multipliers
+from hf_freeze.plan.prepare import freeze_model
+from hf_freeze.plan.resolve import FreezePlan
+from hf_freeze.plan.table import LayoutTable, PlanTable, layout_table, plan_table
+from hf_freeze.tasks import PreparedData, Task, get_task
+from hf_freeze.training import FreezeTrainer
+from hf_freeze.training.checkpoint import newest_complete
+
+__all__ = [
+    "CONFIG_FILE",
+    "LayoutTable",
+    "PlanTable",
+    "Run",
+    "RunResult",
+    "layout",
+    "newest_checkpoint",
+    "plan",
+    "train",
+]
+
+CONFIG_FILE: Final = "hf_freeze.yaml"
+
+# Where configs may hold credentials: they are not written beside the model, which is made to be shared.
+_SECRETS: Final = frozenset({"hub_token", "proxies", "storage_options", "token"})
+
+_TWO_LABELS: Final = "The head is counted with 2 labels: data.labels does not say how many there are."
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run did.
+
+    Attributes:
+        output_dir: The folder with the trained model.
+        plan: What trained.
+        metrics: `train_loss`, and the metrics of the validation and test rows as `eval_...` and `test_...`.
+        seconds: How long training took, in seconds, evaluation at its end not included.
+        peak_memory_bytes: The most memory that this process held, in bytes: of its GPU where there is one.
+        on_gpu: Whether the peak is of GPU memory.
+        loading_lines: Lines of Python that load the saved model and its tokenizer.
+    """
+
+    output_dir: str
+    plan: FreezePlan
+    metrics: Mapping[str, float]
+    seconds: float
+    peak_memory_bytes: int
+    on_gpu: bool
+    loading_lines: tuple[str, ...]
+
+
+class _PlanRequest(Section):
+    """The sections of a config that a plan follows from."""
+
+    model: ModelConfig
+    freeze: FreezeConfig | None = None
+    adapters: Adapters = ()
+    lr_multipliers: LearningRateMultipliers = Field(default=LearningRateMultipliers())
+
+
+class Run:
+    """A run that is ready to train: everything in its config is known to fit.
+
+    Args:
+        config: The config.
+
+    Raises:
+        ConfigError: Something in the config does not exist or does not fit the data or the model.
+        LayoutError: The blocks of the model cannot be found.
+        PlanError: The freeze or adapters section does not fit the model.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        task = get_task(config.model.task)
+        self.config = config
+        self.args = _training_arguments(config.training)
+        _check_folder(str(self.args.output_dir))
+        if not self.is_main_process:
+            datasets.disable_progress_bars()
+        _empty_plan(_request_of(config), num_labels=_num_labels(config.data) or 2)
+        with self.args.main_process_first(desc="reading the data"):
+            data = _prepared_data(task, config.data)
+        compute_metrics = task.compute_metrics(data, config.metrics, trust_remote_code=config.model.trust_remote_code)
+        set_seed(self.args.seed)  # What the model starts with does not depend on what was drawn before.
+        loaded = task.load_model(
+            config.model.name_or_path,
+            data,
+            trust_remote_code=config.model.trust_remote_code,
+            from_pretrained=config.model.from_pretrained_options,
+        )
+        with self.args.main_process_first(desc="tokenising"):
+            self.data = task.tokenize(data, loaded, max_length=config.data.max_length)
+        self.trainer = FreezeTrainer(
+            model=loaded.model,
+            args=self.args,
+            train_dataset=self.data.train,
+            eval_dataset=self.data.validation,
+            data_collator=task.data_collator(loaded),
+            processing_class=loaded.tokenizer,
+            compute_metrics=compute_metrics,
+            freeze=config.freeze,
+            adapters=config.adapters,
+            schedule=config.schedule,
+            lr_multipliers=config.lr_multipliers,
+            blocks_path=config.model.blocks_path,
+            allow_changed_plan=config.allow_changed_plan,
+        )
+
+    @property
+    def is_main_process(self) -> bool:
+        """Whether this is the process that speaks for all."""
+        return bool(self.args.process_index == 0)
+
+    @property
+    def table(self) -> PlanTable:
+        """The plan for a reader."""
+        plan = self.trainer.plan
+        return plan_table(plan, role_multipliers(plan.layout, self.config.lr_multipliers))
+
+    def train(self) -> RunResult:
+        """Trains, evaluates and saves.
+
+        Raises:
+            PlanError: The checkpoint to resume from cannot be used.
+            PlanViolation: Training did not follow the plan.
+        """
+        on_gpu = self.args.device.type == "cuda"
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats()
+        start = time.perf_counter()
+        output = self.trainer.train(resume_from_checkpoint=self.args.resume_from_checkpoint)
+        seconds = time.perf_counter() - start
+        metrics = {"train_loss": output.training_loss}
+        if self.data.validation is not None:
+            metrics.update(self.trainer.evaluate())
+        if self.data.test is not None:
+            metrics.update(self.trainer.evaluate(self.data.test, metric_key_prefix="test"))
+        self.trainer.save_model()
+        folder = str(self.args.output_dir)
+        if self.args.should_save:
+            Path(folder, CONFIG_FILE).write_text(to_yaml(_without_secrets(self.config)))
+        return RunResult(
+            output_dir=folder,
+            plan=self.trainer.plan,
+            metrics={name: value for name, value in metrics.items() if _tells_quality(name)},
+            seconds=seconds,
+            peak_memory_bytes=torch.cuda.max_memory_allocated() if on_gpu else _peak_process_memory(),
+            on_gpu=on_gpu,
+            loading_lines=(),
+        )
+
+
+def train(config: RunConfig) -> RunResult:
+    """Trains, evaluates and saves what a config describes.
+
+    Args:
+        config: The config.
+
+    Raises:
+        ConfigError: Something in the config does not exist or does not fit the data or the model.
+        LayoutError: The blocks of the model cannot be found.
+        PlanError: The freeze or adapters section does not fit the model, or a checkpoint cannot be used.
+        PlanViolation: Training did not follow the plan.
+    """
+    return Run(config).train()
+
+
+def plan(target: str, overrides: Iterable[str] = ()) -> PlanTable:
+    """Returns what a config would train, or what overrides would train of a model; no weights are read.
+
+    Args:
+        target: A config file, or a model: a folder or its name on the hub.
+        overrides: Such as `freeze.blocks.first=8`.
+
+    Raises:
+        ConfigError: Something in the config does not exist.
+        LayoutError: The blocks of the model cannot be found.
+        PlanError: The freeze or adapters section does not fit the model.
+    """
+    request, num_labels = _request(target, overrides)
+    made = _empty_plan(request, num_labels=num_labels or 2)
+    table = plan_table(made, role_multipliers(made.layout, request.lr_multipliers))
+    if num_labels is None:
+        table = replace(table, notes=(*table.notes, _TWO_LABELS))
+    return table
+
+
+def layout(target: str, overrides: Iterable[str] = ()) -> LayoutTable:
+    """Returns where the roles are in a model, before adapters; no weights are read.
+
+    Args:
+        target: A config file, or a model: a folder or its name on the hub.
+        overrides: Such as `model.blocks_path=encoder.layers`.
+
+    Raises:
+        ConfigError: Something in the config does not exist.
+        LayoutError: The blocks of the model cannot be found.
+    """
+    request, num_labels = _request(target, overrides)
+    table = layout_table(
+        find_layout(_empty_model(request.model, num_labels=num_labels or 2), blocks_path=request.model.blocks_path)
+    )
+    if num_labels is None:
+        table = replace(table, notes=(*table.notes, _TWO_LABELS))
+    return table
+
+
+def newest_checkpoint(config: RunConfig) -> str | None:
+    """Returns the newest complete checkpoint in the output folder of a run, or None.
+
+    Args:
+        config: The config of the run.
+    """
+    found = newest_complete(Path(str(config.training["output_dir"])))
+    return None if found is None else str(found)
+
+
+def _training_arguments(options: Mapping[str, Any]) -> TrainingArguments:
+    try:
+        return TrainingArguments(**{"dataloader_pin_memory": torch.accelerator.is_available(), **options})
+    except (ImportError, TypeError, ValueError) as error:
+        text = " ".join(str(error).split())
+        raise ConfigError(
+            f"training: TrainingArguments refuses these options; {text.rstrip('.')}. Change the options that it names."
+        ) from error
+
+
+def _check_folder(folder: str) -> None:
+    """Raises where nothing can be written to the output folder, before time is spent on anything else."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"training.output_dir: this folder cannot be written; got {folder!r}. The system says: {error.strerror}. "
+            "Name a folder that you may write."
+        ) from error
+
+
+def _prepared_data(task: Task, section: DataConfig) -> PreparedData:
+    splits = section.splits
+    return task.prepare_data(
+        section.load_dataset,
+        text_columns=section.text_columns,
+        label_column=section.label_column,
+        labels=section.labels,
+        problem_type=section.problem_type,
+        splits={role: name for role, name in splits.model_dump().items() if name is not None},
+    )
+
+
+def _request(target: str, overrides: Iterable[str]) -> tuple[_PlanRequest, int | None]:
+    """Returns the sections that a plan follows from, and the number of outputs where the config tells."""
+    if target.endswith((".yaml", ".yml")) or Path(target).is_file():
+        config = load_config(target, overrides)
+        return _request_of(config), _num_labels(config.data)
+    given = parse_overrides(overrides)
+    sections = {**given, "model": {"name_or_path": target, **given.get("model", {})}}
+    return parse_section(_PlanRequest, sections, key=""), None
+
+
+def _request_of(config: RunConfig) -> _PlanRequest:
+    return _PlanRequest(
+        model=config.model, freeze=config.freeze, adapters=config.adapters, lr_multipliers=config.lr_multipliers
+    )
+
+
+def _num_labels(data: DataConfig) -> int | None:
+    """Returns the number of outputs as far as the config tells it without the data."""
+    if data.problem_type == "regression":
+        return 1
+    return None if data.labels is None else len(data.labels)
+
+
+def _empty_plan(request: _PlanRequest, *, num_labels: int) -> FreezePlan:
+    """Returns what would train, from a model without weights: mistakes are found before anything large is read."""
+    model = _empty_model(request.model, num_labels=num_labels)
+    frozen = freeze_model(model, request.freeze, request.adapters, blocks_path=request.model.blocks_path)
+    return plan_of(frozen)
+
+
+def _empty_model(model: ModelConfig, *, num_labels: int) -> PreTrainedModel:
+    return get_task(model.task).build_empty_model(
+        model.name_or_path,
+        num_labels=num_labels,
+        trust_remote_code=model.trust_remote_code,
+        from_pretrained=model.from_pretrained_options,
+    )
+
+
+def _peak_process_memory() -> int:
+    """Returns the most memory that this process has held so far, in bytes."""
+    import resource  # not on Windows
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB
+
+
+def _tells_quality(metric: str) -> bool:
+    """Tells metrics of the model from those of the machine, which Trainer mixes."""
+    return not metric.endswith(("_runtime", "_per_second", "epoch", "_preparation_time"))
+
+
+def _without_secrets(config: RunConfig) -> RunConfig:
+    """Returns the config without the keys that may hold credentials."""
+    sections = config.model_dump(exclude_defaults=True)
+    public = {
+        name: {key: value for key, value in section.items() if key not in _SECRETS}
+        for name, section in (("model", sections["model"]), ("training", sections["training"]))
+    }
+    rows = sections["data"]["load_dataset"]
+    public["data"] = {
+        **sections["data"],
+        "load_dataset": {key: value for key, value in rows.items() if key not in _SECRETS},
+    }
+    return parse_config({**sections, **public})
