@@ -175,11 +175,23 @@ def _output_embeddings(root: Node) -> frozenset[int]:
     return frozenset(map(id, module.parameters())) if module is not None else frozenset()
 
 
+def _made_anew(module: nn.Module) -> nn.Module | None:
+    """Makes a Transformers model of the same class and config without weights, or returns None where that is no way."""
+    if not isinstance(module, PreTrainedModel):
+        return None
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        try:
+            return own_class(module)(copy.deepcopy(module.config))
+        except (RuntimeError, TypeError, ValueError):
+            # A class of somebody's own may ask for more than a config, or compute with the numbers in its weights.
+            return None
+
+
 def _constants(root: Node) -> frozenset[str]:
     """Returns the names of the parameters that the model itself does not train, such as sinusoidal positions.
 
-    What has been frozen since is told apart by a model of the same class, made anew without weights. A module that has
-    no config to be made from is taken as it is, unless an adapter method has already frozen everything in it.
+    What has been frozen since is told apart by a model of the same class, made anew without weights. A module that
+    cannot be made anew is taken as it is, unless an adapter method has already frozen everything in it.
     """
     frozen = {
         name
@@ -188,9 +200,8 @@ def _constants(root: Node) -> frozenset[str]:
     }
     if not frozen:
         return frozenset()
-    if isinstance(root.inner, PreTrainedModel):
-        with torch.random.fork_rng(devices=[]), torch.device("meta"):
-            fresh = own_class(root.inner)(copy.deepcopy(root.inner.config))
+    fresh = _made_anew(root.inner)
+    if fresh is not None:
         return frozenset(name for name, parameter in named_parameters(fresh) if not parameter.requires_grad)
     adapted = any(leaf.kind == "adapter" for _, leaf in root.named_leaves())
     return frozenset() if adapted else frozenset(frozen)

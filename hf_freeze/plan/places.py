@@ -124,14 +124,13 @@ def _named(lists: list[Node]) -> tuple[Stack, ...]:
 def _order(node: Node, leading: set[str], lists: set[str]) -> _Order:
     """Splits what a straddler uses at its first entry into a stack below it."""
     below = node.path and f"{node.path}."
+    inside = tuple(f"{path}." for path in lists)
     used = [path for path in uses(node) if path != node.path and path.startswith(below)]
-    entries = [path for path in used if path in leading or path.rpartition(".")[0] in lists]
+    entries = [path for path in used if path in leading or path.startswith(inside)]
     if not entries:
         return _Order()
-    start = used.index(entries[0])
-    inside = tuple(f"{path}." for path in lists)
-    parts = [path for path in used if path not in leading and not path.startswith(inside)]
-    first = set(used[:start])
+    first = set(used[: used.index(entries[0])])
+    parts = [path for path in used if path not in entries]
     return _Order(
         before=tuple(path for path in parts if path in first),
         after=tuple(path for path in parts if path not in first),

@@ -11,7 +11,7 @@ import functools
 import inspect
 import textwrap
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import FunctionType
 
 from torch import nn
@@ -22,6 +22,8 @@ from hf_freeze.plan.wrappers import Node, join
 _METADATA = frozenset({"device", "dtype", "is_meta", "ndim", "requires_grad", "shape", "size"})
 # Functions that look at a module and do not run it.
 _INSPECTORS = frozenset({"hasattr", "id", "isinstance", "len", "type"})
+# Methods of containers that give what is in them.
+_VIEWS = frozenset({"children", "items", "named_children", "values"})
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,24 @@ class _Held:
     name: str
 
 
-_Value = Node | _Method | _Super | _Held | None
+@dataclass(frozen=True)
+class _Element:
+    """Some element of the list that a node is, as the variable of a loop over it."""
+
+    node: Node
+
+
+_Value = Node | _Method | _Super | _Held | _Element | None
+
+
+@dataclass
+class _Frame:
+    """One method that is being walked: what `self` is called and stands for, and what local variables stand for."""
+
+    name: str
+    node: Node
+    function: FunctionType
+    variables: dict[str, _Value] = field(default_factory=dict)
 
 
 def uses(node: Node) -> tuple[str, ...]:
@@ -102,24 +121,13 @@ def _definer(owner: type, function: FunctionType) -> type | None:
     return None
 
 
-def _runs_elements(loop: ast.For) -> bool:
-    """Whether a loop may call what it goes through: BigBird has one that only sets an option of each block."""
-    targets = [loop.target]
-    if isinstance(loop.iter, ast.Call) and isinstance(loop.iter.func, ast.Name) and loop.iter.func.id == "enumerate":
-        targets = loop.target.elts[1:] if isinstance(loop.target, ast.Tuple) else targets
-    names = {name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)}
-    nodes = [node for statement in loop.body for node in ast.walk(statement)]
-    looked_at = {id(node.value) for node in nodes if isinstance(node, ast.Attribute) and node.attr != "__call__"}
-    return any(isinstance(node, ast.Name) and node.id in names and id(node) not in looked_at for node in nodes)
-
-
 class _Reader(ast.NodeVisitor):
     """Walks sources in the order in which Python would run them, noting what is used."""
 
     def __init__(self) -> None:
         self.seen: dict[str, None] = {}
         self._followed: set[tuple[str, FunctionType]] = set()
-        self._self: tuple[str, Node, FunctionType] | None = None
+        self._frame: _Frame | None = None
 
     def follow(self, node: Node, function: FunctionType) -> None:
         """Walks one method of a node; a second time has nothing new to tell."""
@@ -127,24 +135,69 @@ class _Reader(ast.NodeVisitor):
         if (node.path, function) in self._followed or tree is None or not tree.args.args:
             return
         self._followed.add((node.path, function))
-        outer, self._self = self._self, (tree.args.args[0].arg, node, function)
+        outer, self._frame = self._frame, _Frame(tree.args.args[0].arg, node, function)
         for statement in tree.body:
             self.visit(statement)
-        self._self = outer
+        self._frame = outer
 
     def visit_Assign(self, node: ast.Assign) -> None:
-        self.visit(node.value)
-        for target in node.targets:
-            self.visit(target)
+        self._assign(node.targets, node.value)
 
     def visit_AnnAssign(self, node: ast.AnnAssign) -> None:
         if node.value is not None:
-            self.visit(node.value)
+            self._assign([node.target], node.value)
+
+    def visit_NamedExpr(self, node: ast.NamedExpr) -> None:
+        self._assign([node.target], node.value)
 
     def visit_For(self, node: ast.For) -> None:
-        parts = [*node.body, *node.orelse]
-        for part in [node.iter, *parts] if _runs_elements(node) else parts:
+        self._iterate(node.target, node.iter)
+        for part in (*node.body, *node.orelse):
             self.visit(part)
+
+    def visit_comprehension(self, node: ast.comprehension) -> None:
+        self._iterate(node.target, node.iter)
+        for condition in node.ifs:
+            self.visit(condition)
+
+    def _assign(self, targets: list[ast.expr], expression: ast.expr) -> None:
+        """Remembers what a variable stands for: giving a part another name is no use of it."""
+        for target in targets:
+            if isinstance(target, ast.Tuple) and isinstance(expression, ast.Tuple):
+                for part, value in zip(target.elts, expression.elts, strict=False):
+                    self._assign([part], value)
+                return
+        stands_for = self._value(expression)
+        if stands_for is None:
+            self.visit(expression)
+        for target in targets:
+            self._bind(target, stands_for)
+
+    def _iterate(self, target: ast.expr, iterable: ast.expr) -> None:
+        """Remembers what a loop's variables stand for: BigBird has one that only sets an option of each block."""
+        name = iterable.func.id if isinstance(iterable, ast.Call) and isinstance(iterable.func, ast.Name) else None
+        parts = target.elts if isinstance(target, ast.Tuple) else []
+        if isinstance(iterable, ast.Call) and name == "enumerate" and len(parts) == 2:
+            self._iterate(parts[1], iterable.args[0])
+        elif isinstance(iterable, ast.Call) and name == "zip" and len(parts) == len(iterable.args):
+            for part, argument in zip(parts, iterable.args, strict=True):
+                self._iterate(part, argument)
+        else:
+            value = self._value(iterable)
+            if not isinstance(value, Node):
+                self.visit(iterable)
+            self._bind(target, _Element(value) if isinstance(value, Node) else None)
+
+    def _bind(self, target: ast.expr, value: _Value) -> None:
+        if self._frame is None:
+            return
+        if isinstance(target, ast.Name):
+            self._frame.variables[target.id] = value
+        else:
+            for name in ast.walk(target):
+                if isinstance(name, ast.Name):
+                    self._frame.variables.pop(name.id, None)
+            self._note(value)
 
     def visit_IfExp(self, node: ast.IfExp) -> None:
         for part in (node.test, node.body, node.orelse):
@@ -174,6 +227,10 @@ class _Reader(ast.NodeVisitor):
         for argument in (*node.args, *(keyword.value for keyword in node.keywords)):
             self.visit(argument)
         self._reach(node.func)
+
+    def visit_Name(self, node: ast.Name) -> None:
+        if self._frame is not None and node.id != self._frame.name:
+            self._reach(node)
 
     def visit_Attribute(self, node: ast.Attribute) -> None:
         self._reach(node)
@@ -208,24 +265,25 @@ class _Reader(ast.NodeVisitor):
             self.follow(base, function)
 
     def _note(self, value: _Value) -> None:
-        if isinstance(value, Node) and value.path not in self.seen:
-            self.seen[value.path] = None
+        if isinstance(value, Node):
+            self.seen.setdefault(value.path)
+        elif isinstance(value, _Element):
+            self.seen.setdefault(value.node.path)
         elif isinstance(value, _Held):
             self.seen.setdefault(join(value.node.path, value.name))
 
     def _value(self, node: ast.expr) -> _Value:
         """Returns the part of the model that an expression stands for, or None for anything else."""
-        if self._self is None:
+        if self._frame is None:
             return None
-        name, here, function = self._self
         if isinstance(node, ast.Name):
-            return here if node.id == name else None
+            return self._frame.node if node.id == self._frame.name else self._frame.variables.get(node.id)
         if isinstance(node, ast.Attribute):
             return self._attribute(self._value(node.value), node.attr)
         if isinstance(node, ast.Subscript):
             return self._element(self._value(node.value), node.slice)
         if isinstance(node, ast.Call):
-            return self._called(node, here, function)
+            return self._called(node, self._frame)
         return None
 
     def _attribute(self, base: _Value, name: str) -> _Value:
@@ -236,6 +294,8 @@ class _Reader(ast.NodeVisitor):
                     function = _plain(vars(parent)[name])
                     return _Method(base.node, function) if function is not None else None
             return None
+        if isinstance(base, _Element):
+            return _of_an_element(base, name)
         if not isinstance(base, Node):
             return None
         if name in base.children:
@@ -254,16 +314,19 @@ class _Reader(ast.NodeVisitor):
             return base.children.get(str(index.value), base)
         return base
 
-    def _called(self, node: ast.Call, here: Node, function: FunctionType) -> _Value:
+    def _called(self, node: ast.Call, frame: _Frame) -> _Value:
         """Returns what a call gives where that can be told without running it: `getattr`, `super()`, the embeddings."""
         if isinstance(node.func, ast.Name) and node.func.id == "super" and not node.args:
-            definer = _definer(type(here.inner), function)
-            return _Super(here, definer) if definer is not None else None
+            definer = _definer(type(frame.node.inner), frame.function)
+            return _Super(frame.node, definer) if definer is not None else None
         if isinstance(node.func, ast.Name) and node.func.id == "getattr" and len(node.args) >= 2:
             name = self._string(node.args[1])
             return self._attribute(self._value(node.args[0]), name) if name is not None else None
         if isinstance(node.func, ast.Attribute) and node.func.attr == "get_input_embeddings":
             return _input_embeddings(self._value(node.func.value))
+        if isinstance(node.func, ast.Attribute) and node.func.attr in _VIEWS:
+            base = self._value(node.func.value)
+            return base if isinstance(base, Node) else None
         return None
 
     def _string(self, node: ast.expr) -> str | None:
@@ -275,6 +338,18 @@ class _Reader(ast.NodeVisitor):
             value = inspect.getattr_static(base.inner, node.attr, None)
             return value if isinstance(value, str) else None
         return None
+
+
+def _of_an_element(element: _Element, name: str) -> _Value:
+    """Returns what an element of a list holds under a name, going by the first that has it."""
+    if name in ("__call__", "forward"):
+        return element
+    for child in element.node.children.values():
+        if name in child.children:
+            return child.children[name]
+        if name in child.leaves:
+            return _Held(child, name)
+    return None
 
 
 def _input_embeddings(base: _Value) -> Node | None:

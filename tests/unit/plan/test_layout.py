@@ -374,6 +374,17 @@ class TestConstants:
         find_layout(model)
         assert torch.equal(torch.get_rng_state(), before)
 
+    def test_a_class_that_asks_for_more_than_a_config_is_taken_as_it_is(self) -> None:
+        class Demanding(BertModel):
+            def __init__(self, config: Any, more: int) -> None:
+                super().__init__(config)
+                self.more = more
+
+        model = Demanding(tiny.tiny_bert().config, 3)
+        model.embeddings.position_embeddings.requires_grad_(False)
+        constants = [found.name for found in find_layout(model).parameters if found.constant]
+        assert constants == ["embeddings.position_embeddings.weight"]
+
     def test_a_plain_module_is_taken_as_it_is_first_seen(self) -> None:
         model = Plain()
         model.embed.requires_grad_(False)

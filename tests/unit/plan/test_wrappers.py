@@ -12,7 +12,7 @@ from torch import nn
 from torch.distributed import HashStore, destroy_process_group, init_process_group
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy, fully_shard
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from transformers import AutoModelForCausalLM
 
@@ -201,6 +201,12 @@ def in_ddp(model: nn.Module) -> nn.Module:
     return DistributedDataParallel(model)
 
 
+def in_fsdp1(model: nn.Module) -> nn.Module:
+    return FullyShardedDataParallel(
+        model, use_orig_params=True, device_id=torch.device("cpu"), sharding_strategy=ShardingStrategy.NO_SHARD
+    )
+
+
 def in_fsdp2(model: nn.Module) -> nn.Module:
     mesh = init_device_mesh("cpu", (1,))
     for layer in unwrap_model(model).bert.encoder.layer:
@@ -216,7 +222,7 @@ def with_checkpointed_blocks(model: nn.Module) -> nn.Module:
 
 
 @pytest.mark.usefixtures("process_group")
-@pytest.mark.parametrize("wrap", [in_ddp, DataParallel, torch.compile, in_fsdp2, with_checkpointed_blocks])
+@pytest.mark.parametrize("wrap", [in_ddp, DataParallel, torch.compile, in_fsdp1, in_fsdp2, with_checkpointed_blocks])
 class TestDistribution:
     def test_the_layout_is_that_of_the_model_inside(self, wrap: Callable[[nn.Module], nn.Module]) -> None:
         assert find_layout(wrap(tiny.tiny_bert())) == find_layout(tiny.tiny_bert())
