@@ -122,7 +122,7 @@ FAMILIES: dict[str, tuple[Any, str, dict[str, Any]]] = {
     "opt-350m": (AutoModelForCausalLM, "opt", _OPT_350M),
     "pegasus-large": (AutoModelForSeq2SeqLM, "pegasus", {}),
     "phi-1": (AutoModelForCausalLM, "phi", {}),
-    "qwen3-8b": (AutoModelForCausalLM, "qwen3", {}),
+    "qwen3": (AutoModelForCausalLM, "qwen3", {}),
     "roberta-base": (AutoModelForSequenceClassification, "roberta", {}),
     "roformer-base": (AutoModelForSequenceClassification, "roformer", {}),
     "siglip-base": (AutoModel, "siglip", {}),
