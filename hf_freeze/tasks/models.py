@@ -66,19 +66,7 @@ def load_classifier(
     checkpoint = load_model_config(name_or_path, trust_remote_code=trust_remote_code, hub=hub_arguments(extra))
     extra.update(_default_dtype(extra, checkpoint))
     _refuse_pickled_weights(name_or_path, hub_arguments(extra))
-    try:
-        with _quiet_load_report():
-            model, info = AutoModelForSequenceClassification.from_pretrained(
-                name_or_path,
-                **_head(labels, problem_type),
-                **{**extra, "use_safetensors": True, "ignore_mismatched_sizes": True, "output_loading_info": True},
-                trust_remote_code=trust_remote_code,
-            )
-    except (OSError, SafetensorError, TypeError, ValueError) as error:
-        raise _weights_error(name_or_path, extra, error) from error
-    mismatched = {name for name, *_ in info["mismatched_keys"]}
-    _check_mismatched(model, mismatched, trust_remote_code=trust_remote_code)
-    fresh = set(info["missing_keys"]) | mismatched
+    model, fresh = _load_weights(name_or_path, _head(labels, problem_type), extra, trust_remote_code)
     if labels:
         old_labels = [str(label) for _, label in sorted((checkpoint.id2label or {}).items())]
         fresh.update(
@@ -92,6 +80,23 @@ def load_classifier(
         )
     _report_fresh(model, name_or_path, fresh)
     return model, tuple(sorted(fresh))
+
+
+def _load_weights(
+    name_or_path: str, head: Mapping[str, Any], extra: Mapping[str, Any], trust_remote_code: bool
+) -> tuple[PreTrainedModel, set[str]]:
+    """Loads a classifier from safetensors, and returns it with the names of the parameters that were not there."""
+    fixed = {"use_safetensors": True, "ignore_mismatched_sizes": True, "output_loading_info": True}
+    try:
+        with _quiet_load_report():
+            model, info = AutoModelForSequenceClassification.from_pretrained(
+                name_or_path, trust_remote_code=trust_remote_code, **head, **{**extra, **fixed}
+            )
+    except (OSError, SafetensorError, TypeError, ValueError) as error:
+        raise _weights_error(name_or_path, extra, error) from error
+    mismatched = {name for name, *_ in info["mismatched_keys"]}
+    _check_mismatched(model, mismatched, trust_remote_code=trust_remote_code)
+    return model, set(info["missing_keys"]) | mismatched
 
 
 def load_model_config(name_or_path: str, *, trust_remote_code: bool, hub: Mapping[str, Any]) -> PreTrainedConfig:

@@ -61,17 +61,10 @@ class TextClassification:
         if "test" in rows and "test" not in (splits or {}) and not has_labels(rows["test"], label_columns):
             _log.info("The split %r has no labels, so it is left out.", chosen["test"])
             del rows["test"], chosen["test"]
-        encoded = {}
-        for role, dataset in rows.items():
-            check_texts(dataset, text_columns=texts, split=chosen[role])
-            encoded[role] = encode_labels(
-                dataset,
-                text_columns=texts,
-                label_columns=label_columns,
-                problem_type=problem,
-                labels=names,
-                split=chosen[role],
-            )
+        encoded = {
+            role: _checked_and_encoded(dataset, texts, label_columns, problem, names, chosen[role])
+            for role, dataset in rows.items()
+        }
         if problem == "single_label_classification":
             warn_about_one_class([names[i] for i in encoded["train"].unique("labels")], split=chosen["train"])
         return PreparedData(
@@ -192,6 +185,26 @@ class TextClassification:
             trust_remote_code=trust_remote_code,
             from_pretrained=from_pretrained,
         )
+
+
+def _checked_and_encoded(
+    dataset: Dataset,
+    text_columns: Sequence[str],
+    label_columns: Sequence[str],
+    problem_type: ProblemType,
+    labels: Sequence[str],
+    split: str,
+) -> Dataset:
+    """Returns the rows of a split with their labels as numbers, once it is known that no text is empty."""
+    check_texts(dataset, text_columns=text_columns, split=split)
+    return encode_labels(
+        dataset,
+        text_columns=text_columns,
+        label_columns=label_columns,
+        problem_type=problem_type,
+        labels=labels,
+        split=split,
+    )
 
 
 def _label_names(
