@@ -98,7 +98,7 @@ def _load(load_dataset: Mapping[str, Any], *, split: str | None = None) -> dict[
     try:
         with _quiet_repocard():
             loaded = datasets.load_dataset(path, **arguments)
-    except (DatasetsError, OSError, TypeError, ValueError) as error:
+    except (DatasetsError, OSError, StopIteration, TypeError, ValueError) as error:
         raise _load_error(path, error) from error
     if isinstance(loaded, Dataset):
         return {split or "train": loaded}
@@ -113,6 +113,10 @@ def _load_error(path: str, error: Exception) -> ConfigError:
     empty = re.search(r'Instruction "(.+)" corresponds to no data', str(error))
     if empty:
         return _empty_split_error(empty[1])
+    if isinstance(error, StopIteration):  # what datasets raises for a JSON file without a line
+        return ConfigError(
+            f"data.load_dataset: a data file has no rows; got path {path!r}. Fill the file, or leave it out."
+        )
     is_path = path.startswith((".", "~")) or Path(path).is_absolute() or Path(path).exists()
     if not is_path and isinstance(error, ConnectionError | DatasetNotFoundError):
         why = (

@@ -9,10 +9,11 @@ from typing import Any
 
 import datasets
 import pytest
+from datasets import Dataset
 
 from hf_freeze.errors import ConfigError
 from hf_freeze.tasks.splits import load_splits
-from tests.unit.tasks.rows import REVIEWS, write_csv
+from tests.unit.tasks.rows import REVIEWS, write_csv, write_json
 
 
 class TestChoice:
@@ -93,6 +94,18 @@ class TestEmptySplits:
     def test_an_expression_that_leaves_no_rows_is_an_error(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=f"^{re.escape(self.MESSAGE.format('train[:1%]'))}$"):
             load_splits(write_csv(tmp_path, train=REVIEWS), splits={"train": "train[:1%]"})
+
+    def test_a_split_that_is_loaded_without_rows_is_an_error(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        splits = {"train": Dataset.from_list(REVIEWS), "test": Dataset.from_list(REVIEWS).select([])}
+        monkeypatch.setattr(datasets, "load_dataset", lambda path, **arguments: splits)
+        with pytest.raises(ConfigError, match=f"^{re.escape(self.MESSAGE.format('test'))}$"):
+            load_splits({"path": "x"})
+
+    def test_a_json_file_without_a_line_is_an_error(self, tmp_path: Path) -> None:
+        load_dataset = write_json(tmp_path, train=[])
+        message = "data.load_dataset: a data file has no rows; got path 'json'. Fill the file, or leave it out."
+        with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
+            load_splits(load_dataset)
 
 
 class TestLoading:
