@@ -126,11 +126,13 @@ def _order(node: Node, leading: set[str], lists: set[str]) -> _Order:
     below = node.path and f"{node.path}."
     inside = tuple(f"{path}." for path in lists)
     used = [path for path in uses(node) if path != node.path and path.startswith(below)]
-    entries = [path for path in used if path in leading or path.startswith(inside)]
+    # Only modules are entered: a weight of a block can be looked at before anything runs.
+    modules = {module.path for module in node.walk()}
+    entries = [path for path in used if path in leading or (path.startswith(inside) and path in modules)]
     if not entries:
         return _Order()
     first = set(used[: used.index(entries[0])])
-    parts = [path for path in used if path not in entries]
+    parts = [path for path in used if path not in leading and not path.startswith(inside)]
     return _Order(
         before=tuple(path for path in parts if path in first),
         after=tuple(path for path in parts if path not in first),

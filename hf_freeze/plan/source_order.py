@@ -57,7 +57,14 @@ class _Element:
     node: Node
 
 
-_Value = Node | _Method | _Super | _Held | _Element | None
+@dataclass(frozen=True)
+class _Part:
+    """A module inside some element of a list, which is used where it is called: RWKV first rescales those it has."""
+
+    node: Node
+
+
+_Value = Node | _Method | _Super | _Held | _Element | _Part | None
 
 
 @dataclass
@@ -227,6 +234,8 @@ class _Reader(ast.NodeVisitor):
         for argument in (*node.args, *(keyword.value for keyword in node.keywords)):
             self.visit(argument)
         self._reach(node.func)
+        if isinstance(part := self._value(node.func), _Part):
+            self.seen.setdefault(part.node.path)
 
     def visit_Name(self, node: ast.Name) -> None:
         if self._frame is not None and node.id != self._frame.name:
@@ -296,6 +305,8 @@ class _Reader(ast.NodeVisitor):
             return None
         if isinstance(base, _Element):
             return _of_an_element(base, name)
+        if isinstance(base, _Part):
+            return _Part(base.node.children[name]) if name in base.node.children else None
         if not isinstance(base, Node):
             return None
         if name in base.children:
@@ -346,9 +357,7 @@ def _of_an_element(element: _Element, name: str) -> _Value:
         return element
     for child in element.node.children.values():
         if name in child.children:
-            return child.children[name]
-        if name in child.leaves:
-            return _Held(child, name)
+            return _Part(child.children[name])
     return None
 
 

@@ -24,7 +24,7 @@ def find_stacks(root: Node, *, blocks_path: str | None = None) -> list[Node]:
     Raises:
         LayoutError: If there is none, if `blocks_path` names none, or if blocks are shared.
     """
-    lists = [node for node in root.walk() if isinstance(node.inner, nn.ModuleList) and node.children and not node.idle]
+    lists = [node for node in root.walk() if _is_list(node)]
     name = own_class(root.inner).__name__
     if blocks_path is not None:
         stacks = [node for node in lists if node.path == blocks_path]
@@ -43,6 +43,11 @@ def find_stacks(root: Node, *, blocks_path: str | None = None) -> list[Node]:
     for stack in stacks:
         _refuse_repeated_blocks(name, stack)
     return stacks
+
+
+def _is_list(node: Node) -> bool:
+    """Whether a node is a list of modules and nothing else: a weight norm is one too, and holds parameters itself."""
+    return isinstance(node.inner, nn.ModuleList) and bool(node.children) and not node.leaves and not node.idle
 
 
 def stack_names(paths: list[str]) -> list[str]:

@@ -525,6 +525,13 @@ class TestErrors:
             "Set model.blocks_path to the one that holds the blocks.",
         )
 
+    def test_weight_norms_are_no_stack(self) -> None:
+        self.raises(
+            nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)),
+            "ParametrizedLinear: no stack of repeated blocks was found. There is no ModuleList in it. "
+            "Keep its blocks in a torch.nn.ModuleList.",
+        )
+
     def test_parts_of_blocks_in_several_lists_are_refused(self) -> None:
         model = built(AutoModelForCausalLM, "xlm", emb_dim=32, n_layers=2, n_heads=4, n_words=99)
         self.raises(

@@ -80,10 +80,19 @@ class LoopsUseWhatTheyCall(Model):
 
 
 class LoopsUseWhatTheyCallInside(Model):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.ModuleDict({"inner": nn.ModuleDict({"linear": nn.Linear(4, 4)})})])
+
     def forward(self, x: Any) -> Any:
+        for layer in self.layers:
+            self.rescale(layer.inner.linear, layer.inner.linear.weight)
+        x = self.embed(x)
         for layer in self.layers.children():
-            x = self.norm(x) @ layer.weight
+            x = layer.inner.linear(self.norm(x))
         return x
+
+    def rescale(self, module: nn.Module, weight: nn.Parameter) -> None: ...
 
 
 class LoopsUseWhatTheyPassOn(Model):
@@ -149,7 +158,7 @@ CASES = [
     (NamesOfAttributesAreRead, ["embed", "norm"]),
     (LookingIsNoUse, ["embed", "norm"]),
     (LoopsUseWhatTheyCall, ["embed", "layers", "norm"]),
-    (LoopsUseWhatTheyCallInside, ["norm", "layers.0.weight"]),
+    (LoopsUseWhatTheyCallInside, ["embed", "norm", "layers.0.inner.linear"]),
     (LoopsUseWhatTheyPassOn, ["embed", "layers"]),
     (OtherNamesAreNoUse, ["embed", "norm", "layers"]),
     (VariablesStandForParts, ["embed", "layers", "norm"]),
