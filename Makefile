@@ -72,6 +72,10 @@ quickstart: $(ENGINE_STAMP) ## fine-tune a real model on real data, in a few min
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=$$($(BIN)/python -c 'import os; print(os.cpu_count())') \
 	$(BIN)/accelerate launch --config_file accelerate_configs/single_cpu.yaml \
 		scripts/finetune.py configs/quickstart.yaml model.name_or_path="$$($(BIN)/python -c '$(MINILM)')"
+	HF_HUB_OFFLINE=1 $(BIN)/python scripts/classify.py runs/quickstart \
+		"A warm, funny and moving film." \
+		"Two hours that I will never get back." \
+		"The plot is thin, but the actors make it a joy to watch."
 
 clean: ## remove the virtual environments and what tests and tools left behind
 	rm -rf $(VENV) $(LOWEST_VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* dist build

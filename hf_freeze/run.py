@@ -37,6 +37,7 @@ from hf_freeze.plan.table import LayoutTable, PlanTable, layout_table, plan_tabl
 from hf_freeze.tasks import PreparedData, Task, get_task
 from hf_freeze.training import FreezeTrainer
 from hf_freeze.training.checkpoint import newest_complete
+from hf_freeze.training.reloading import loading_lines
 
 __all__ = [
     "CONFIG_FILE",
@@ -103,7 +104,7 @@ class Run:
     """
 
     def __init__(self, config: RunConfig) -> None:
-        task = get_task(config.model.task)
+        task = self._task = get_task(config.model.task)
         self.config = config
         self.args = _training_arguments(config.training)
         _check_folder(str(self.args.output_dir))
@@ -114,7 +115,7 @@ class Run:
             data = _prepared_data(task, config.data)
         compute_metrics = task.compute_metrics(data, config.metrics, trust_remote_code=config.model.trust_remote_code)
         set_seed(self.args.seed)  # What the model starts with does not depend on what was drawn before.
-        loaded = task.load_model(
+        loaded = self._loaded = task.load_model(
             config.model.name_or_path,
             data,
             trust_remote_code=config.model.trust_remote_code,
@@ -178,7 +179,21 @@ class Run:
             seconds=seconds,
             peak_memory_bytes=torch.cuda.max_memory_allocated() if on_gpu else _peak_process_memory(),
             on_gpu=on_gpu,
-            loading_lines=(),
+            loading_lines=self._loading_lines(folder),
+        )
+
+    def _loading_lines(self, folder: str) -> tuple[str, ...]:
+        section = self.config.model
+        options = {name: value for name, value in section.from_pretrained_options.items() if name not in _SECRETS}
+        if section.trust_remote_code:
+            options["trust_remote_code"] = True
+        return loading_lines(
+            folder,
+            self._loaded.model,
+            auto_class=self._task.auto_class,
+            base=section.name_or_path,
+            options=options,
+            has_fresh_parameters=bool(self._loaded.fresh_parameters),
         )
 
 

@@ -36,9 +36,11 @@ REFUSED_FOR_ADAPTERS: Refused = {
 _OF_EVERY_OBJECT = {"auto_mapping", "base_model_name_or_path", "peft_type", "peft_version", "task_type"}
 
 _BY_LAUNCHER = "How many processes, which precision and which sharding are chosen by the file in accelerate_configs."
+_BY_COMMAND = "Transformers ignores it. A run trains, and evaluates the validation and test splits that there are."
 REFUSED_FOR_TRAINING: Refused = {
     **dict.fromkeys(("bf16", "deepspeed", "fp16", "fsdp", "fsdp_config", "local_rank"), _BY_LAUNCHER),
     "parallelism_config": _BY_LAUNCHER,
+    **dict.fromkeys(("do_eval", "do_predict", "do_train"), _BY_COMMAND),
     "evaluation_strategy": "Its name is eval_strategy now.",
     "gradient_checkpointing": "Its name is activation_checkpointing now.",
     "gradient_checkpointing_kwargs": "Its name is activation_checkpointing_kwargs now.",
@@ -102,7 +104,9 @@ def training_problems(options: Mapping[str, Any]) -> list[Problem]:
     """
     from transformers import TrainingArguments
 
-    found = _option_problems(options, _declared(TrainingArguments), "TrainingArguments", REFUSED_FOR_TRAINING)
+    # Declared as a text, though `Trainer.train`, which it is handed to, takes true as well: the newest checkpoint.
+    declared = {**_declared(TrainingArguments), "resume_from_checkpoint": bool | str | None}
+    found = _option_problems(options, declared, "TrainingArguments", REFUSED_FOR_TRAINING)
     what = "It is the folder that training writes."
     if "output_dir" not in options:
         given = listed(options) or "nothing"

@@ -157,9 +157,10 @@ def _backward(plan: FreezePlan) -> str:
     if deepest == ROLE_EMBEDDINGS:
         return "The backward pass runs through the whole model: parameters of the embeddings train."
     if plan.depth == 0:
-        return f"The backward pass stops in {deepest}: no block before it is in a frozen prefix."
-    blocks = "1 block" if plan.depth == 1 else f"{plan.depth} blocks"
-    return f"The backward pass stops in {deepest}: the frozen prefix before it has {blocks} and the embeddings."
+        prefix = "the embeddings alone"
+    else:
+        prefix = f"the embeddings and {plan.depth} {'block' if plan.depth == 1 else 'blocks'}"
+    return f"The backward pass stops in {deepest}; the frozen prefix before it holds {prefix}."
 
 
 def _ended_prefix(plan: FreezePlan) -> tuple[str, ...]:

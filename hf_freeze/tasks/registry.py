@@ -69,7 +69,13 @@ class LoadedModel:
 
 
 class Task(Protocol):
-    """What a task can do; the calls are listed in the order in which a run makes them."""
+    """What a task can do; the calls are listed in the order in which a run makes them.
+
+    Attributes:
+        auto_class: The name of the class of transformers that loads its models.
+    """
+
+    auto_class: str
 
     def prepare_data(
         self,

@@ -28,6 +28,8 @@ _log = logging.getLogger(__name__)
 class TextClassification:
     """Predicts labels or a number from a text or a pair of texts."""
 
+    auto_class = "AutoModelForSequenceClassification"
+
     def prepare_data(
         self,
         load_dataset: Mapping[str, Any],

@@ -84,7 +84,9 @@ def modules_to_save(model: PeftModel, plan: FreezePlan) -> tuple[tuple[str, ...]
     adapted = {d.name.rpartition(".")[0] for d in plan.decisions if d.parameter.kind == "adapter"}
     modules: dict[str, None] = {}
     for decision in plan.decisions:
-        if not decision.trainable or decision.parameter.kind == "adapter" or decision.name.startswith(wrapped):
+        # A frozen head that was made anew is in no base model, so it is kept like one that trained.
+        is_kept = decision.trainable or (decision.parameter.outside_base and not decision.parameter.output_embedding)
+        if not is_kept or decision.parameter.kind == "adapter" or decision.name.startswith(wrapped):
             continue
         home = _home(decision.name, plan, adapted)
         if home is None or decision.parameter.aliases or home not in existing:

@@ -1,0 +1,70 @@
+"""The lines of Python that load what a run saved: Transformers and PEFT are all they need."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from peft.utils import CONFIG_NAME
+from transformers import PreTrainedModel
+
+_WIDTH = 96  # characters at which a call is broken into one line per argument
+
+
+def loading_lines(
+    folder: str,
+    model: PreTrainedModel,
+    *,
+    auto_class: str,
+    base: str,
+    options: Mapping[str, Any],
+    has_fresh_parameters: bool,
+) -> tuple[str, ...]:
+    """Returns lines that load a saved model as `model`, and its tokenizer as `tokenizer`.
+
+    A folder with adapters names its base model, but knows neither its labels nor its dtype: both are in the lines.
+
+    Args:
+        folder: The folder that was saved, of either kind.
+        model: The model that was trained, without its adapters.
+        auto_class: The Transformers class that loads models of the task.
+        base: The base model: a folder or its name on the Hub.
+        options: The further arguments of `from_pretrained` that the base model was loaded with.
+        has_fresh_parameters: Whether parameters were made anew that the base model may hold in another shape.
+    """
+    trusts = {"trust_remote_code": True} if options.get("trust_remote_code") else {}
+    tokenizer = _call("tokenizer", "AutoTokenizer", [repr(folder)], trusts)
+    imports = f"from transformers import {auto_class}, AutoTokenizer"
+    if not Path(folder, CONFIG_NAME).exists():
+        return (imports, "", *_call("model", auto_class, [repr(folder)], trusts), *tokenizer)
+    arguments = {**options, **_head(model), "dtype": str(model.dtype).removeprefix("torch.")}
+    if has_fresh_parameters:
+        arguments["ignore_mismatched_sizes"] = True
+    return (
+        "from peft import PeftModel",
+        imports,
+        "",
+        *_call("base", auto_class, [repr(base)], arguments),
+        *_call("model", "PeftModel", ["base", repr(folder)], {}),
+        *tokenizer,
+    )
+
+
+def _head(model: PreTrainedModel) -> dict[str, Any]:
+    """Returns the values of the config that say what the outputs mean."""
+    config = model.config
+    if config.problem_type == "regression":
+        return {"num_labels": 1, "problem_type": "regression"}
+    head: dict[str, Any] = {"id2label": config.id2label, "label2id": config.label2id}
+    return {**head, "problem_type": config.problem_type} if config.problem_type else head
+
+
+def _call(name: str, owner: str, positional: Sequence[str], keywords: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns the lines of `name = owner.from_pretrained(...)`."""
+    arguments = [*positional, *(f"{key}={value!r}" for key, value in keywords.items())]
+    opening = f"{name} = {owner}.from_pretrained("
+    line = f"{opening}{', '.join(arguments)})"
+    if len(line) <= _WIDTH or len(arguments) == 1:
+        return (line,)
+    return (opening, *(f"    {argument}," for argument in arguments), ")")
