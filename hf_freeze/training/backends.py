@@ -1,4 +1,4 @@
-"""What the plan and the training arguments must leave alone, per backend, checked before training."""
+"""What the plan asks of each backend and of the training arguments, seen to before training."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import os
 from typing import Any
 
 from accelerate.utils import DistributedType
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import TrainingArguments
 
 from hf_freeze.errors import PlanError
 from hf_freeze.plan.places import ROLE_EMBEDDINGS
 from hf_freeze.plan.resolve import FreezePlan
+from hf_freeze.plan.wrappers import resolve_module
 
 
 def check_backend(args: TrainingArguments, state: Any, plan: FreezePlan) -> None:
@@ -45,6 +48,37 @@ def check_backend(args: TrainingArguments, state: Any, plan: FreezePlan) -> None
             f"training.neftune_noise_alpha: frozen embeddings stay in eval mode, where NEFTune adds no noise; got "
             f"{args.neftune_noise_alpha}. Remove it, or set freeze.embeddings to 'full'."
         )
+
+
+def shard_by_block(state: Any, model: nn.Module, plan: FreezePlan) -> None:
+    """Has FSDP treat every block as one unit, where the user names no classes for it.
+
+    Accelerate 1.15 takes the classes that must not be split over devices instead. For BERT, ViT and others these
+    include the embeddings, which it then shards a second time by themselves, and that fails.
+
+    Args:
+        state: The `AcceleratorState`.
+        model: The model that carries the plan, not yet wrapped.
+        plan: What trains.
+    """
+    plugin = state.fsdp_plugin if state.distributed_type == DistributedType.FSDP else None
+    if plugin is not None and plugin.transformer_cls_names_to_wrap is None:
+        paths = (path for stack in plan.layout.stacks for path in stack.blocks)
+        plugin.transformer_cls_names_to_wrap = sorted({type(resolve_module(model, path)).__name__ for path in paths})
+
+
+def reshard(model: nn.Module) -> None:
+    """Has FSDP2 give every parameter back to its shards.
+
+    Accelerate 1.15 keeps the final norm and the head whole after a forward pass, for the backward pass that follows.
+    None follows an evaluation: what is then read from the model would be the whole weights in place of the shards.
+
+    Args:
+        model: The model, sharded or not.
+    """
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def _check_processes(args: TrainingArguments) -> None:

@@ -26,7 +26,7 @@ from hf_freeze.plan.apply import apply_plan
 from hf_freeze.plan.optimizer import parameter_groups, role_multipliers
 from hf_freeze.plan.prepare import freeze_model
 from hf_freeze.plan.resolve import FreezeState
-from hf_freeze.training.backends import check_backend
+from hf_freeze.training.backends import check_backend, reshard, shard_by_block
 from hf_freeze.training.callbacks import AuditCallback, LearningRateCallback
 from hf_freeze.training.loss import count_items, loss_responds
 from hf_freeze.training.resuming import CheckpointMixin
@@ -79,6 +79,7 @@ class FreezeMixin(CheckpointMixin):
         self._check_request(model, keywords)
         super().__init__(self._freeze(model) if model is not None else None, args, *positional, **keywords)
         check_backend(self.args, self.accelerator.state, self.plan)
+        shard_by_block(self.accelerator.state, self.model, self.plan)
         self.add_callback(AuditCallback(self))
         self._rates = LearningRateCallback()
         if self._has_multipliers:
@@ -167,6 +168,17 @@ class FreezeMixin(CheckpointMixin):
             logs["learning_rate"] = rate / factors[name.removeprefix("learning_rate/")]
             logs.update(self._rates.rates)
         super().log(logs, *positional, **keywords)
+
+    def evaluation_loop(self, *positional: Any, **keywords: Any) -> Any:
+        """Evaluates or predicts as the Trainer does, and leaves the weights as sharded as it found them.
+
+        Args:
+            positional: As for the Trainer.
+            keywords: As for the Trainer.
+        """
+        output = super().evaluation_loop(*positional, **keywords)
+        reshard(self.model)
+        return output
 
     def compute_loss(
         self,

@@ -1,0 +1,63 @@
+"""What the plan asks of FSDP: original parameters in version 1, and one unit per block."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+
+from hf_freeze.errors import PlanError
+from hf_freeze.plan import freeze_model, plan_of
+from hf_freeze.training.backends import check_backend, shard_by_block
+from tests.tiny import tiny_bert, tiny_t5
+from tests.unit.training.runs import arguments
+
+
+def fsdp(**options: object) -> SimpleNamespace:
+    """The state that accelerate has under FSDP, which it switches off on the CPU."""
+    plugin = FullyShardedDataParallelPlugin(cpu_ram_efficient_loading=False, **options)
+    return SimpleNamespace(distributed_type=DistributedType.FSDP, fsdp_plugin=plugin)
+
+
+class TestFsdp1:
+    def test_without_original_parameters_it_is_refused(self, tmp_path: Path) -> None:
+        model = freeze_model(tiny_bert(), {"blocks": {"first": 2}})
+        message = (
+            "fsdp_use_orig_params: FSDP version 1 flattens frozen and trainable parameters into one without it; got "
+            "False. Set it to true in the accelerate config, or use fsdp_version: 2."
+        )
+        with pytest.raises(PlanError, match=f"^{re.escape(message)}$"):
+            check_backend(arguments(tmp_path), fsdp(fsdp_version=1, use_orig_params=False), plan_of(model))
+
+    @pytest.mark.parametrize("freeze", [None, {"blocks": {"first": 2}}])
+    def test_with_original_parameters_it_is_allowed(self, tmp_path: Path, freeze: dict[str, object] | None) -> None:
+        model = freeze_model(tiny_bert(), freeze)
+        check_backend(arguments(tmp_path), fsdp(fsdp_version=1, use_orig_params=True), plan_of(model))
+
+    def test_with_nothing_frozen_it_is_allowed(self, tmp_path: Path) -> None:
+        state = fsdp(fsdp_version=1, use_orig_params=False)
+        check_backend(arguments(tmp_path), state, plan_of(freeze_model(tiny_bert())))
+
+
+class TestUnits:
+    """Without a word from the user, a block is a unit; BERT by itself names its embeddings as one as well."""
+
+    def test_a_unit_is_a_block(self) -> None:
+        model, state = freeze_model(tiny_bert()), fsdp(fsdp_version=2)
+        assert set(model._no_split_modules) == {"BertEmbeddings", "BertLayer"}
+        shard_by_block(state, model, plan_of(model))
+        assert state.fsdp_plugin.transformer_cls_names_to_wrap == ["BertLayer"]
+
+    def test_blocks_of_all_stacks_count(self) -> None:
+        model, state = freeze_model(tiny_t5()), fsdp(fsdp_version=2)
+        shard_by_block(state, model, plan_of(model))
+        assert state.fsdp_plugin.transformer_cls_names_to_wrap == ["T5Block"]
+
+    def test_what_the_user_names_is_kept(self) -> None:
+        model = freeze_model(tiny_bert())
+        state = fsdp(fsdp_version=2, transformer_cls_names_to_wrap=["BertAttention"])
+        shard_by_block(state, model, plan_of(model))
+        assert state.fsdp_plugin.transformer_cls_names_to_wrap == ["BertAttention"]
