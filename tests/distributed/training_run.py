@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForTokenClassification, PreTrainedModel
 
@@ -95,7 +96,9 @@ def carry_out(run: Run, folder: Path, *, num_processes: int) -> Record:
     trainer = _trainer(run, folder, num_processes)
     before = _digests(trainer.model)
     trainer.train()
+    is_sharded = all(isinstance(p, DTensor) for p in trainer.model.parameters())
     plan, after = trainer.plan, _digests(trainer.model)
+    is_sharded = all(isinstance(p, DTensor) for p in trainer.model.parameters())
     trainer.save_model(str(folder / "model"))
     trainer.model.eval()
     with torch.no_grad():
@@ -117,7 +120,7 @@ def carry_out(run: Run, folder: Path, *, num_processes: int) -> Record:
         resumed_losses=resumed_losses,
         resumed_weights=resumed_weights,
         logits=logits.tolist(),
-        is_sharded=all(isinstance(p, DTensor) for p in trainer.model.parameters()),
+        is_sharded=is_sharded,
     )
 
 
@@ -170,6 +173,9 @@ def _rows(model: str) -> Dataset:
 
 def _digests(model: nn.Module) -> dict[str, str]:
     """Digests of the whole parameters, gathered where they are sharded, by canonical name."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
     return {
         name: tensor_digest(p.full_tensor() if isinstance(p, DTensor) else p) for name, p in named_parameters(model)
     }

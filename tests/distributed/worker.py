@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.distributed
 from accelerate import PartialState
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 
 from tests.distributed.training_run import Run, carry_out
@@ -30,6 +31,7 @@ def main(task: dict[str, Any]) -> None:
     torch.distributed.all_reduce(total)
     assert total.item() == task["num_processes"]
     for entry in task["runs"]:
+        AcceleratorState._reset_state()  # It keeps the classes that FSDP wraps, and the next model has others.
         run = Run(**entry)
         folder = Path(task["folder"]) / run.name
         record = carry_out(run, folder, num_processes=state.num_processes)
