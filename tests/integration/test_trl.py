@@ -1,0 +1,99 @@
+"""`class T(FreezeMixin, SFTTrainer)` is TRL's SFTTrainer with a plan: real data preparation, loss and checkpointing."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from torch import nn
+from trl import SFTConfig, SFTTrainer
+
+from hf_freeze.training import FreezeMixin
+from tests.integration.reached import Reached
+from tests.tiny import tiny_llama, tiny_tokenizer
+from tests.unit.training.runs import assert_followed, logged, values
+
+# TRL 1.16 switches activation checkpointing on by the name that transformers 5.23 deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning")
+
+WORDS = ["the", "plot", "was", "thin", "and", "long", "but", "never", "dull", "film"]
+FREEZE = {"blocks": {"first": 2}}
+LORA = {"peft_type": "LORA", "target_modules": ["q_proj", "v_proj"], "r": 4, "blocks": {"last": 2}}
+
+
+class FreezeSFTTrainer(FreezeMixin, SFTTrainer):
+    """SFTTrainer with a plan."""
+
+
+def prepared(folder: Path, trainer_class: type[SFTTrainer], **keywords: Any) -> Any:
+    """A trainer of a tiny Llama on texts of four to twelve words."""
+    draw = random.Random(0)
+    texts = [" ".join(draw.choices(WORDS, k=draw.randint(4, 12))) for _ in range(40)]
+    args = SFTConfig(
+        output_dir=str(folder),
+        per_device_train_batch_size=4,
+        gradient_accumulation_steps=2,
+        max_steps=3,
+        learning_rate=1e-3,
+        logging_steps=1,
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=True,
+        bf16=False,
+        save_strategy="no",
+        seed=3,
+    )
+    dataset = Dataset.from_dict({"text": texts})
+    return trainer_class(tiny_llama(), args, train_dataset=dataset, processing_class=tiny_tokenizer(texts), **keywords)
+
+
+def test_an_empty_plan_equals_sft_to_the_bit(tmp_path: Path) -> None:
+    runs = [prepared(tmp_path, trainer_class) for trainer_class in (SFTTrainer, FreezeSFTTrainer)]
+    for trainer in runs:
+        trainer.train()
+    plain, planned = runs
+    assert planned.plan.frozen_names == ()
+    assert len(logged(plain, "loss")) == 3
+    for key in ("loss", "grad_norm", "mean_token_accuracy"):
+        assert logged(planned, key) == logged(plain, key)
+    after = [dict(trainer.model.named_parameters()) for trainer in runs]
+    assert [name for name in after[0] if not torch.equal(after[0][name], after[1][name])] == []
+
+
+@pytest.mark.parametrize(
+    "keywords",
+    [{"freeze": FREEZE}, {"freeze": FREEZE, "adapters": [LORA]}],
+    ids=["frozen", "frozen and adapted"],
+)
+class TestPlan:
+    def test_what_trains_moves_and_nothing_else(self, tmp_path: Path, keywords: dict[str, Any]) -> None:
+        trainer = prepared(tmp_path, FreezeSFTTrainer, **keywords)
+        before = values(trainer.model)
+        trainer.train()
+        assert trainer.plan.frozen_names
+        assert trainer.plan.trainable_names
+        assert_followed(trainer.model, before)
+
+    def test_activation_checkpointing_is_on_and_reaches_trained_blocks_only(
+        self, tmp_path: Path, keywords: dict[str, Any]
+    ) -> None:
+        trainer = prepared(tmp_path, FreezeSFTTrainer, **keywords)
+        assert trainer.args.activation_checkpointing
+        layers = next(m for m in trainer.model.modules() if isinstance(m, nn.ModuleList) and len(m) == 4)
+        reached = Reached(layers)
+        trainer.train()
+        calls = trainer.args.max_steps * trainer.args.gradient_accumulation_steps
+        assert reached.forwards == [calls, calls, 2 * calls, 2 * calls]
+        assert reached.backwards == [0, 0, calls, calls]
+
+    def test_the_loss_keeps_the_scale_of_sft(self, tmp_path: Path, keywords: dict[str, Any]) -> None:
+        """SFTTrainer divides by the tokens of all micro-batches itself; the first loss is that of the plain trainer."""
+        plain, planned = prepared(tmp_path, SFTTrainer), prepared(tmp_path, FreezeSFTTrainer, **keywords)
+        for trainer in (plain, planned):
+            trainer.train()
+        assert planned._loss_responds is None
+        assert logged(planned, "loss")[0] == logged(plain, "loss")[0]
