@@ -7,7 +7,6 @@ from collections.abc import Mapping
 
 import torch
 from torch import nn
-from torch.distributed.fsdp import FSDPModule
 
 from hf_freeze.errors import PlanViolation
 from hf_freeze.plan.resolve import FreezePlan
@@ -40,7 +39,6 @@ def frozen_digests(model: nn.Module, plan: FreezePlan) -> dict[str, str]:
         model: The model that carries the plan.
         plan: What trains.
     """
-    _reshard(model)
     trainable = plan.is_trainable()
     return {name: tensor_digest(p) for name, p in named_parameters(model) if not trainable[name]}
 
@@ -55,7 +53,6 @@ def check_unchanged(model: nn.Module, digests: Mapping[str, str]) -> None:
     Raises:
         PlanViolation: A frozen parameter moved.
     """
-    _reshard(model)
     moved = [name for name, p in named_parameters(model) if name in digests and tensor_digest(p) != digests[name]]
     if moved:
         raise PlanViolation(
@@ -103,10 +100,3 @@ def check_gradients(model: nn.Module, plan: FreezePlan) -> tuple[str, ...]:
             "Look for torch.no_grad(), detach(), or code that sets requires_grad."
         )
     return tuple(unreached)
-
-
-def _reshard(model: nn.Module) -> None:
-    """Has FSDP2 give up gathered parameters: it keeps some after an evaluation, where no backward pass follows."""
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.reshard()

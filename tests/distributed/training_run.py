@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch import nn
-from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForTokenClassification, PreTrainedModel
 
@@ -173,9 +172,6 @@ def _rows(model: str) -> Dataset:
 
 def _digests(model: nn.Module) -> dict[str, str]:
     """Digests of the whole parameters, gathered where they are sharded, by canonical name."""
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.reshard()
     return {
         name: tensor_digest(p.full_tensor() if isinstance(p, DTensor) else p) for name, p in named_parameters(model)
     }
