@@ -10,21 +10,43 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from hf_freeze.config import load_config as load_config
     from hf_freeze.errors import CacheError as CacheError
     from hf_freeze.errors import ConfigError as ConfigError
     from hf_freeze.errors import FreezeError as FreezeError
     from hf_freeze.errors import LayoutError as LayoutError
     from hf_freeze.errors import PlanError as PlanError
     from hf_freeze.errors import PlanViolation as PlanViolation
+    from hf_freeze.plan import FreezePlan as FreezePlan
+    from hf_freeze.plan import apply_plan as apply_plan
+    from hf_freeze.plan import find_layout as find_layout
+    from hf_freeze.plan import freeze_model as freeze_model
+    from hf_freeze.plan import merge_adapters as merge_adapters
+    from hf_freeze.plan import print_trainable_parameters as print_trainable_parameters
+    from hf_freeze.plan import resolve_plan as resolve_plan
+    from hf_freeze.training import FreezeMixin as FreezeMixin
+    from hf_freeze.training import FreezeSeq2SeqTrainer as FreezeSeq2SeqTrainer
+    from hf_freeze.training import FreezeTrainer as FreezeTrainer
 
 # Where each public name lives. The imports above say the same to type checkers; a test keeps the two equal.
 _HOMES = {
     "CacheError": "hf_freeze.errors",
     "ConfigError": "hf_freeze.errors",
     "FreezeError": "hf_freeze.errors",
+    "FreezeMixin": "hf_freeze.training",
+    "FreezePlan": "hf_freeze.plan",
+    "FreezeSeq2SeqTrainer": "hf_freeze.training",
+    "FreezeTrainer": "hf_freeze.training",
     "LayoutError": "hf_freeze.errors",
     "PlanError": "hf_freeze.errors",
     "PlanViolation": "hf_freeze.errors",
+    "apply_plan": "hf_freeze.plan",
+    "find_layout": "hf_freeze.plan",
+    "freeze_model": "hf_freeze.plan",
+    "load_config": "hf_freeze.config",
+    "merge_adapters": "hf_freeze.plan",
+    "print_trainable_parameters": "hf_freeze.plan",
+    "resolve_plan": "hf_freeze.plan",
 }
 
 __all__ = sorted(_HOMES)

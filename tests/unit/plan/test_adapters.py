@@ -149,7 +149,8 @@ def test_the_task_type_follows_from_the_model() -> None:
         (
             ({"peft_type": "LORA", "target_modules": ["query", "classifier"]},),
             (
-                "adapters.0.target_modules: no module of the selected blocks matches; got 'classifier'. These blocks hold "
+                "adapters.0.target_modules: no module of the selected blocks matches; got 'classifier'. "
+                "These blocks hold "
                 "LayerNorm, dense, dropout, intermediate_act_fn, key, query, value. Name one of these modules."
             ),
         ),
@@ -159,7 +160,8 @@ def test_the_task_type_follows_from_the_model() -> None:
                 {"peft_type": "LORA", "target_modules": ["query"], "blocks": {"last": 1}},
             ),
             (
-                "adapters.1.blocks: a module can carry one adapter; got bert.encoder.layer.3.attention.self.query, which "
+                "adapters.1.blocks: a module can carry one adapter; got "
+                "bert.encoder.layer.3.attention.self.query, which "
                 "adapters.0 adapts already. Give the entries different blocks or different target_modules."
             ),
         ),
@@ -169,7 +171,8 @@ def test_the_task_type_follows_from_the_model() -> None:
                 {"peft_type": "LORA", "target_modules": ["query"], "blocks": {"last": 2}, "lora_dropout": 0.1},
             ),
             (
-                "adapters.1.lora_dropout: entries of one PEFT method must agree in this option; got 0.1 here and 0.0 in "
+                "adapters.1.lora_dropout: entries of one PEFT method must agree in this option; got 0.1 "
+                "here and 0.0 in "
                 "adapters.0. Options that may differ: lora_alpha, r. Write the same value in both."
             ),
         ),
@@ -201,7 +204,8 @@ def test_the_task_type_follows_from_the_model() -> None:
             ({"peft_type": "LN_TUNING"},),
             (
                 "adapters.0.target_modules: PEFT knows no default for this model; got nothing. LN_TUNING can adapt the "
-                "modules of BertForSequenceClassification that it names. Set target_modules, for example to 'all-linear'."
+                "modules of BertForSequenceClassification that it names. Set target_modules, for example "
+                "to 'all-linear'."
             ),
         ),
         (
