@@ -14,6 +14,7 @@ import datasets
 import torch
 from pydantic import Field
 from transformers import PreTrainedModel, TrainingArguments, set_seed
+from transformers.trainer_utils import IntervalStrategy
 
 from hf_freeze.config import (
     FreezeConfig,
@@ -113,6 +114,7 @@ class Run:
         _empty_plan(_request_of(config), num_labels=_num_labels(config.data) or 2)
         with self.args.main_process_first(desc="reading the data"):
             data = _prepared_data(task, config.data)
+        _check_evaluation(self.args, data)
         compute_metrics = task.compute_metrics(data, config.metrics, trust_remote_code=config.model.trust_remote_code)
         set_seed(self.args.seed)  # What the model starts with does not depend on what was drawn before.
         loaded = self._loaded = task.load_model(
@@ -283,6 +285,16 @@ def _check_folder(folder: str) -> None:
             f"training.output_dir: this folder cannot be written; got {folder!r}. The system says: {error.strerror}. "
             "Name a folder that you may write."
         ) from error
+
+
+def _check_evaluation(args: TrainingArguments, data: PreparedData) -> None:
+    if data.validation is None and args.eval_strategy != "no":
+        splits = ", ".join(sorted(set(data.splits.values())))
+        raise ConfigError(
+            "training.eval_strategy: there are no rows to evaluate on; got "
+            f"{IntervalStrategy(args.eval_strategy).value!r}. The data set has the splits {splits}. Name a split in "
+            "data.splits.validation, or set training.eval_strategy to 'no'."
+        )
 
 
 def _prepared_data(task: Task, section: DataConfig) -> PreparedData:

@@ -56,7 +56,9 @@ def sections(model: Path, rows: Path, output: Path, **training: Any) -> dict[str
     }
 
 
-def config(model: Path, rows: Path, output: Path, *, training: dict[str, Any] | None = None, **more: Any) -> RunConfig:
+def config(
+    model: Path, rows: Path, output: Path, /, *, training: dict[str, Any] | None = None, **more: Any
+) -> RunConfig:
     """The config of a quick run of three steps.
 
     Args:

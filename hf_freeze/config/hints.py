@@ -54,12 +54,11 @@ def described(hint: Any) -> str:
         hint: A resolved annotation.
     """
     choices = enumerated(hint)
-    words = [f"one of {', '.join(repr(choice) for choice in sorted(choices))}"] if choices else []
-    for arm in _arms(hint):
-        word = _described_arm(arm)
-        if word is not None and word not in words and not (choices and arm is str):
-            words.append(word)
-    return " or ".join(words)
+    first = [f"one of {', '.join(repr(choice) for choice in sorted(choices))}"] if choices else []
+    arms = {_described_arm(arm) for arm in _arms(hint) if not (choices and arm is str)}
+    # Sorted, because Python does not keep the order of equal unions apart.
+    words = sorted((word for word in arms if word is not None), key=lambda word: (word == "null", word))
+    return " or ".join(first + words)
 
 
 def _arms(hint: Any) -> tuple[Any, ...]:

@@ -173,7 +173,7 @@ def resolve_plan(
     Raises:
         ConfigError: A section cannot be read; every problem is listed.
         PlanError: A selection, a stack or a glob matches nothing, tied weights contradict each other, a quantised
-            weight would train, or nothing would train.
+            weight would train, or nothing would train although no adapters are to be attached.
     """
     section = parse_section(FreezeConfig, freeze, key="freeze") if freeze is not None else None
     entries = parse_adapters(adapters)
@@ -184,7 +184,7 @@ def resolve_plan(
     decisions = tuple(_decide(p, treatments[p.role], only_adapters=only_adapters) for p in layout.parameters)
     if section is not None:
         decisions = _always_train(decisions, section.always_train)
-    _check_trainable(decisions)
+    _check_trainable(decisions, adapters_follow=bool(entries))
     return FreezePlan(layout, treatments, decisions, keep_dropout=section is not None and section.keep_dropout)
 
 
@@ -325,9 +325,10 @@ def _check_glob(glob: str, decisions: Sequence[Decision], names: Sequence[str]) 
         )
 
 
-def _check_trainable(decisions: Sequence[Decision]) -> None:
+def _check_trainable(decisions: Sequence[Decision], *, adapters_follow: bool) -> None:
     training = [decision for decision in decisions if decision.trainable]
-    if not training:
+    # A language model has no fresh head: with adapters alone, nothing trains before they are attached.
+    if not training and not adapters_follow:
         raise PlanError(
             f"freeze: nothing is left to train; all {len(decisions)} parameters are frozen. "
             "Freeze fewer blocks, set freeze.head to 'full', or add adapters."

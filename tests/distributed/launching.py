@@ -6,6 +6,7 @@ import dataclasses
 import fcntl
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -50,6 +51,13 @@ def launch(runs: Sequence[Run], folder: Path, *, backend: str) -> dict[str, list
     }
 
 
+def free_port() -> int:
+    """Returns a port that nobody uses now: launches of several test processes must not share accelerate's default."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 def _start(runs: Sequence[Run], folder: Path, backend: str) -> None:
     task = {
         "backend": backend,
@@ -61,6 +69,7 @@ def _start(runs: Sequence[Run], folder: Path, backend: str) -> None:
     if backend == "ddp":
         config = REPOSITORY / "accelerate_configs" / "two_cpu.yaml"
         command += ["accelerate.commands.accelerate_cli", "launch", "--config_file", str(config)]
+        command += ["--main_process_port", str(free_port())]
     else:
         command += ["torch.distributed.run", "--standalone", "--nproc_per_node", str(NUM_PROCESSES)]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(REPOSITORY)}

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import REPOSITORY
+from tests.distributed.launching import free_port
 
 pytestmark = pytest.mark.distributed
 
@@ -20,6 +21,7 @@ def launch(config: str, folder: Path, **environment: str) -> list[dict[str, Any]
     """Returns what each process saw, by the files that it wrote."""
     command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
     command += ["--config_file", str(REPOSITORY / "accelerate_configs" / config)]
+    command += ["--main_process_port", str(free_port())]
     command += [str(Path(__file__).with_name("world_size.py")), str(folder)]
     subprocess.run(command, env={**os.environ, **environment}, check=True, capture_output=True, text=True, timeout=240)
     return [json.loads(path.read_text()) for path in sorted(folder.iterdir())]

@@ -171,8 +171,8 @@ def test_what_training_arguments_refuse_is_said(make: Callable[..., RunConfig]) 
         run.train(make(training={"load_best_model_at_end": True, "eval_strategy": "epoch"}))
     assert str(caught.value) == (
         "training: TrainingArguments refuses these options; --load_best_model_at_end requires the save and eval "
-        "strategy to match, but found - Evaluation strategy: IntervalStrategy.EPOCH - Save strategy: SaveStrategy.NO. "
-        "Change the options that it names."
+        'strategy to match, except when --save_strategy="best", but found - Evaluation strategy: '
+        "IntervalStrategy.EPOCH - Save strategy: SaveStrategy.NO. Change the options that it names."
     )
 
 
@@ -191,7 +191,7 @@ def test_a_plan_that_does_not_fit_is_refused_before_the_data_are_read(make: Call
     with pytest.raises(PlanError) as caught:
         run.train(config)
     assert str(caught.value) == (
-        "freeze.blocks: cannot select the first 9 blocks; bert.encoder.layer has 4. Select 0 to 4 of them."
+        "freeze.blocks: cannot select the first 9 blocks; bert.encoder.layer has 4. Select at most 4."
     )
 
 

@@ -81,7 +81,7 @@ class TestTrainingArguments:
             ),
             (
                 {"report_to": 3},
-                "report_to: does not fit TrainingArguments; got 3. There it is null or text or a list.",
+                "report_to: does not fit TrainingArguments; got 3. There it is a list or text or null.",
             ),
             (
                 {"lr_scheduler_type": "coseine"},
@@ -200,7 +200,7 @@ class TestPeft:
             (
                 "LORA",
                 {"target_modules": 3},
-                "target_modules: does not fit LoraConfig; got 3. There it is text or a list or null.",
+                "target_modules: does not fit LoraConfig; got 3. There it is a list or text or null.",
             ),
             (
                 "LN_TUNING",

@@ -129,6 +129,13 @@ def test_prompt_tuning_trains_the_prompt_and_the_head() -> None:
     assert len(moved) == 3
 
 
+def test_adapters_alone_train_in_a_language_model() -> None:
+    lora = {"peft_type": "LORA", "target_modules": ["q_proj"], "blocks": {"last": 2}}
+    plan = plan_of(freeze_model(tiny_llama(), None, (lora,)))
+    assert plan.trainable_names
+    assert {decision.parameter.kind for decision in plan.decisions if decision.trainable} == {"adapter"}
+
+
 def test_the_task_type_follows_from_the_model() -> None:
     lora = {"peft_type": "LORA", "target_modules": "all-linear"}
     for build, task in ((tiny_bert, "SEQ_CLS"), (tiny_llama, "CAUSAL_LM"), (tiny_t5, "SEQ_2_SEQ_LM")):
