@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import random
+import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import peft
 import pytest
 import torch
 from datasets import Dataset
 from torch import nn
 from trl import SFTConfig, SFTTrainer
 
+from hf_freeze.errors import PlanError
 from hf_freeze.training import FreezeMixin
 from tests.integration.reached import Reached
 from tests.tiny import tiny_llama, tiny_tokenizer
@@ -23,31 +27,42 @@ pytestmark = pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is depr
 WORDS = ["the", "plot", "was", "thin", "and", "long", "but", "never", "dull", "film"]
 FREEZE = {"blocks": {"first": 2}}
 LORA = {"peft_type": "LORA", "target_modules": ["q_proj", "v_proj"], "r": 4, "blocks": {"last": 2}}
+PEFT_LORA = peft.LoraConfig(r=4, target_modules=["q_proj"], layers_to_transform=[2, 3])
 
 
 class FreezeSFTTrainer(FreezeMixin, SFTTrainer):
     """SFTTrainer with a plan."""
 
 
-def prepared(folder: Path, trainer_class: type[SFTTrainer], **keywords: Any) -> Any:
+def prepared(
+    folder: Path,
+    trainer_class: type[SFTTrainer],
+    *,
+    options: dict[str, Any] | None = None,
+    evaluated: bool = False,
+    **keywords: Any,
+) -> Any:
     """A trainer of a tiny Llama on texts of four to twelve words."""
     draw = random.Random(0)
     texts = [" ".join(draw.choices(WORDS, k=draw.randint(4, 12))) for _ in range(40)]
-    args = SFTConfig(
-        output_dir=str(folder),
-        per_device_train_batch_size=4,
-        gradient_accumulation_steps=2,
-        max_steps=3,
-        learning_rate=1e-3,
-        logging_steps=1,
-        report_to=[],
-        disable_tqdm=True,
-        use_cpu=True,
-        bf16=False,
-        save_strategy="no",
-        seed=3,
-    )
+    defaults: dict[str, Any] = {
+        "output_dir": str(folder),
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 2,
+        "max_steps": 3,
+        "learning_rate": 1e-3,
+        "logging_steps": 1,
+        "report_to": [],
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "bf16": False,
+        "save_strategy": "no",
+        "seed": 3,
+    }
+    args = SFTConfig(**{**defaults, **(options or {})})
     dataset = Dataset.from_dict({"text": texts})
+    if evaluated:
+        keywords["eval_dataset"] = dataset.select(range(12))
     return trainer_class(tiny_llama(), args, train_dataset=dataset, processing_class=tiny_tokenizer(texts), **keywords)
 
 
@@ -66,8 +81,8 @@ def test_an_empty_plan_equals_sft_to_the_bit(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "keywords",
-    [{"freeze": FREEZE}, {"freeze": FREEZE, "adapters": [LORA]}],
-    ids=["frozen", "frozen and adapted"],
+    [{"freeze": FREEZE}, {"freeze": FREEZE, "adapters": [LORA]}, {"adapters": [PEFT_LORA]}],
+    ids=["frozen", "frozen and adapted", "PEFT object"],
 )
 class TestPlan:
     def test_what_trains_moves_and_nothing_else(self, tmp_path: Path, keywords: dict[str, Any]) -> None:
@@ -97,3 +112,51 @@ class TestPlan:
             trainer.train()
         assert planned._loss_responds is None
         assert logged(planned, "loss")[0] == logged(plain, "loss")[0]
+
+
+def test_accumulation_equals_one_large_batch(tmp_path: Path) -> None:
+    runs = []
+    for batch, accumulation in ((8, 1), (2, 4)):
+        options = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
+        trainer = prepared(tmp_path, FreezeSFTTrainer, freeze=FREEZE, options=options)
+        trainer.train()
+        runs.append((logged(trainer, "loss"), logged(trainer, "grad_norm")))
+    np.testing.assert_allclose(runs[0], runs[1], rtol=0, atol=1e-5)
+
+
+def test_checkpointing_changes_no_loss(tmp_path: Path) -> None:
+    losses = []
+    for checkpointing in (True, False):
+        options = {"activation_checkpointing": checkpointing}
+        trainer = prepared(tmp_path, FreezeSFTTrainer, freeze=FREEZE, adapters=[LORA], options=options)
+        trainer.train()
+        losses.append(logged(trainer, "loss"))
+    assert losses[0] == losses[1]
+
+
+def test_training_and_evaluation_are_told_apart(tmp_path: Path) -> None:
+    """SFTTrainer logs by the mode of the model itself: even with all blocks frozen, the model's own flag is free."""
+    options = {"eval_strategy": "steps", "eval_steps": 1}
+    trainer = prepared(tmp_path, FreezeSFTTrainer, freeze={"blocks": "all"}, options=options, evaluated=True)
+    trainer.train()
+    for key in ("loss", "eval_loss", "mean_token_accuracy", "eval_mean_token_accuracy"):
+        assert len(logged(trainer, key)) == 3
+
+
+def test_the_saved_adapters_load_in_peft(tmp_path: Path) -> None:
+    trainer = prepared(tmp_path, FreezeSFTTrainer, freeze=FREEZE, adapters=[LORA])
+    trainer.train()
+    trainer.save_model(str(tmp_path / "model"))
+    loaded = peft.PeftModel.from_pretrained(tiny_llama(), tmp_path / "model").eval()
+    words = torch.arange(5, 15)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(words).logits, trainer.model.eval()(words).logits, rtol=0, atol=1e-6)
+
+
+def test_peft_config_beside_adapters_is_refused(tmp_path: Path) -> None:
+    message = (
+        "peft_config: adapters are given twice; got peft_config= beside adapters=. adapters= takes PEFT config "
+        "objects. Move the object there."
+    )
+    with pytest.raises(PlanError, match=f"^{re.escape(message)}$"):
+        prepared(tmp_path, FreezeSFTTrainer, adapters=[LORA], peft_config=peft.LoraConfig())
