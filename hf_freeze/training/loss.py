@@ -31,23 +31,40 @@ def count_items(inputs: Mapping[str, Any], *, shifted: bool) -> torch.Tensor:
     return counted
 
 
+def scale_loss(loss: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
+    """Multiplies the mean over a micro-batch by the share of the batch's items that lies in it.
+
+    Args:
+        loss: The mean, of shape (); not a number where the micro-batch has no label.
+        share: At least 0, of shape ().
+    """
+    share = share.to(loss.device)
+    return torch.where(share > 0, loss * share, 0.0)
+
+
 @torch.no_grad()
 def loss_responds(model: nn.Module, inputs: Mapping[str, Any], num_items_in_batch: torch.Tensor | int) -> bool:
     """Returns whether the model's loss changes with `num_items_in_batch`.
 
-    Runs the model twice in eval mode, without gradients; the mode and the random state are as before afterwards.
+    Runs the model twice in eval mode, without gradients; the mode and the random state are as before afterwards. Every
+    label counts, those to be ignored too: a micro-batch without a label would have no loss to compare, and one process
+    would then find out what the others do not.
 
     Args:
         model: The model as the training loop calls it, wrapped or not.
         inputs: A batch with labels.
         num_items_in_batch: The number of items that the batch is a part of; at least 1.
     """
+    labelled = {
+        name: value.masked_fill(value == -100, 0) if name in ("labels", "shift_labels") else value
+        for name, value in inputs.items()
+    }
     training = model.training
     with torch.random.fork_rng(devices=_devices(inputs)):
         model.eval()
         try:
             losses = [
-                _loss(model(**inputs, num_items_in_batch=items))
+                _loss(model(**labelled, num_items_in_batch=items))
                 for items in (num_items_in_batch, 2 * num_items_in_batch)
             ]
         finally:

@@ -28,7 +28,7 @@ from hf_freeze.plan.prepare import freeze_model
 from hf_freeze.plan.resolve import FreezeState
 from hf_freeze.training.backends import check_backend, reshard, shard_by_block
 from hf_freeze.training.callbacks import AuditCallback, LearningRateCallback
-from hf_freeze.training.loss import count_items, loss_responds
+from hf_freeze.training.loss import count_items, loss_responds, scale_loss
 from hf_freeze.training.resuming import CheckpointMixin
 
 logger = logging.getLogger(__name__)
@@ -201,12 +201,12 @@ class FreezeMixin(CheckpointMixin):
             The loss, of shape (), or the loss and the outputs.
         """
         share = self._share_of_items(model, inputs, num_items_in_batch)
-        result = super().compute_loss(
+        result: Any = super().compute_loss(
             model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch, **keywords
         )
         if share is None:
             return result
-        return (result[0] * share, result[1]) if return_outputs else result * share
+        return (scale_loss(result[0], share), result[1]) if return_outputs else scale_loss(result, share)
 
     def _share_of_items(
         self, model: nn.Module, inputs: Mapping[str, Any], num_items: torch.Tensor | int | None

@@ -31,6 +31,8 @@ RUNS = [
     Run("language, frozen, accumulated", "language", FREEZE, accumulation=2),
     Run("tokens, frozen", "tokens", FREEZE),
     Run("tokens, frozen, accumulated", "tokens", FREEZE, accumulation=2),
+    Run("few tokens, frozen", "few tokens", FREEZE),
+    Run("few tokens, frozen, accumulated", "few tokens", FREEZE, accumulation=4),
 ]
 RESUMED = [
     Run("resumed, frozen", "classifier", FREEZE, num_steps=10, dropout=0.1, resumed_at=7),
@@ -40,6 +42,7 @@ AUTO_CLASSES = {
     "classifier": AutoModelForSequenceClassification,
     "language": AutoModelForCausalLM,
     "tokens": AutoModelForTokenClassification,
+    "few tokens": AutoModelForTokenClassification,
 }
 Records = dict[str, list[Record]]
 

@@ -34,7 +34,7 @@ class Run:
 
     Attributes:
         name: The name of the run, and of its folder.
-        model: "classifier", "tokens" or "language".
+        model: "classifier", "language", "tokens", or "few tokens", where half of the rows have no label at all.
         keywords: Keyword arguments of `FreezeTrainer`.
         options: Training arguments beside the usual ones.
         num_steps: Optimizer steps.
@@ -158,14 +158,14 @@ def _model(run: Run) -> PreTrainedModel:
 
 
 def _rows(model: str) -> Dataset:
-    if model != "tokens":
+    if "tokens" not in model:
         return rows(NUM_ROWS, labels="words" if model == "language" else "classes")
     draw = random.Random(0)
     dataset = rows(NUM_ROWS)
     labels = [
         [draw.randrange(2) if position < count else -100 for position in range(len(words))]
         for words in dataset["input_ids"]
-        for count in [draw.randint(1, len(words))]
+        for count in [draw.randint(1, len(words)) if model == "tokens" else draw.choice([0, len(words)])]
     ]
     return dataset.remove_columns("labels").add_column("labels", labels)
 
