@@ -182,7 +182,7 @@ def _print_result(result: RunResult) -> None:
         f"Training took {result.seconds:.1f} seconds. Peak {memory}: {result.peak_memory_bytes / _GIB:.2f} GiB.",
         f"The model is saved in {result.output_dir}. To load it:",
         "",
-        *(f"    {line}" for line in result.loading_lines),
+        *(f"    {line}".rstrip() for line in result.loading_lines),
     )
 
 
