@@ -184,15 +184,15 @@ WRONG = {
     "a layout of no model": (
         ["layout", "./nowhere"],
         (
-            "model.name_or_path: there is no folder './nowhere'. Give the folder of a saved model, or the name of a model "
-            "on the Hugging Face hub.\n"
+            "model.name_or_path: there is no folder './nowhere'. Give the folder of a saved model, or the name of a "
+            "model on the Hugging Face hub.\n"
         ),
     ),
     "nothing to resume from": (
         ["train", "config.yaml", "training.resume_from_checkpoint=true", "training.output_dir=out"],
         (
-            "resume_from_checkpoint: no complete checkpoint to resume from; got the folder 'out'. A complete checkpoint "
-            "holds manifest.json. Train without resume_from_checkpoint, or name a checkpoint folder.\n"
+            "resume_from_checkpoint: no complete checkpoint to resume from; got the folder 'out'. A complete "
+            "checkpoint holds manifest.json. Train without resume_from_checkpoint, or name a checkpoint folder.\n"
         ),
     ),
 }
