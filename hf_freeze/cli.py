@@ -172,6 +172,7 @@ def _print_layout(table: LayoutTable) -> None:
 
 def _print_result(result: RunResult) -> None:
     console = _console()
+    _print_lines(console, "")  # The Trainer's last line is just above.
     grid = _grid(None, "metric", "value", numbers=1)
     for name, value in result.metrics.items():
         grid.add_row(name, f"{value:.4f}")

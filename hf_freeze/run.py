@@ -28,7 +28,7 @@ from hf_freeze.config import (
     to_yaml,
 )
 from hf_freeze.config.schema import Adapters, DataConfig, Section
-from hf_freeze.errors import ConfigError
+from hf_freeze.errors import ConfigError, FreezeError
 from hf_freeze.plan.apply import plan_of
 from hf_freeze.plan.layout import find_layout
 from hf_freeze.plan.optimizer import role_multipliers
@@ -125,21 +125,26 @@ class Run:
         )
         with self.args.main_process_first(desc="tokenising"):
             self.data = task.tokenize(data, loaded, max_length=config.data.max_length)
-        self.trainer = FreezeTrainer(
-            model=loaded.model,
-            args=self.args,
-            train_dataset=self.data.train,
-            eval_dataset=self.data.validation,
-            data_collator=task.data_collator(loaded),
-            processing_class=loaded.tokenizer,
-            compute_metrics=compute_metrics,
-            freeze=config.freeze,
-            adapters=config.adapters,
-            schedule=config.schedule,
-            lr_multipliers=config.lr_multipliers,
-            blocks_path=config.model.blocks_path,
-            allow_changed_plan=config.allow_changed_plan,
-        )
+        try:
+            self.trainer = FreezeTrainer(
+                model=loaded.model,
+                args=self.args,
+                train_dataset=self.data.train,
+                eval_dataset=self.data.validation,
+                data_collator=task.data_collator(loaded),
+                processing_class=loaded.tokenizer,
+                compute_metrics=compute_metrics,
+                freeze=config.freeze,
+                adapters=config.adapters,
+                schedule=config.schedule,
+                lr_multipliers=config.lr_multipliers,
+                blocks_path=config.model.blocks_path,
+                allow_changed_plan=config.allow_changed_plan,
+            )
+        except FreezeError:
+            raise
+        except ValueError as error:
+            raise _refusal("Trainer", error) from error
 
     @property
     def is_main_process(self) -> bool:
@@ -268,10 +273,13 @@ def _training_arguments(options: Mapping[str, Any]) -> TrainingArguments:
     try:
         return TrainingArguments(**{"dataloader_pin_memory": torch.accelerator.is_available(), **options})
     except (ImportError, TypeError, ValueError) as error:
-        text = " ".join(str(error).split())
-        raise ConfigError(
-            f"training: TrainingArguments refuses these options; {text.rstrip('.')}. Change the options that it names."
-        ) from error
+        raise _refusal("TrainingArguments", error) from error
+
+
+def _refusal(owner: str, error: Exception) -> ConfigError:
+    """Returns the error for options that fit one by one but not together, in the words of Transformers."""
+    text = " ".join(str(error).split()).rstrip(".")
+    return ConfigError(f"training: {owner} refuses these options; {text}. Change the options that it names.")
 
 
 def _check_folder(folder: str) -> None:

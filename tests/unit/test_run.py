@@ -176,6 +176,17 @@ def test_what_training_arguments_refuse_is_said(make: Callable[..., RunConfig]) 
     )
 
 
+def test_what_the_trainer_refuses_is_said(make: Callable[..., RunConfig]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        run.train(make(training={"batch_eval_metrics": True}))
+    assert str(caught.value) == (
+        "training: Trainer refuses these options; When using `batch_eval_metrics`, your `compute_metrics` function "
+        "must take a `compute_result` boolean argument which will be triggered after the last batch of the eval set "
+        "to signal that the summary statistics should be returned by the function. "
+        "Change the options that it names."
+    )
+
+
 def test_evaluation_without_rows_for_it_is_refused(model: Path, tmp_path: Path) -> None:
     rows = tiny_run.write_rows(tmp_path / "rows")
     with pytest.raises(ConfigError) as caught:

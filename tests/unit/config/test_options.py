@@ -99,6 +99,20 @@ class TestTrainingArguments:
                 ),
             ),
             (
+                {"do_train": True},
+                (
+                    "do_train: is not set here; got True. Transformers ignores it. "
+                    "A run trains, and evaluates the validation and test splits that there are."
+                ),
+            ),
+            (
+                {"resume_from_checkpoint": 3},
+                (
+                    "resume_from_checkpoint: does not fit TrainingArguments; got 3. "
+                    "There it is text or true or false or null."
+                ),
+            ),
+            (
                 {"gradient_checkpointing": True},
                 "gradient_checkpointing: is not set here; got True. Its name is activation_checkpointing now.",
             ),
