@@ -12,7 +12,7 @@ copy. Shapes: `B` batch, `L` sequence, `H` hidden.
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -94,22 +94,6 @@ def forget_plan(model: nn.Module) -> None:
     _unlock(model, keep=(), mode=_home(model).training)
     _keep_detached(model, frozen=False)
     _home(model).__dict__.pop(_PLAN_ATTRIBUTE, None)
-
-
-def enable_training(model: nn.Module, names: Iterable[str]) -> None:
-    """Makes the named parameters require a gradient and all others not, without touching modules or gradients.
-
-    Model wrappers and optimizers look at `requires_grad` once, when they are made: this shows them every parameter
-    that may ever train.
-
-    Args:
-        model: A model that a plan was applied to.
-        names: Canonical names of the parameters that may ever train.
-    """
-    wanted = set(names)
-    for name, parameter in named_parameters(model):
-        if parameter.requires_grad != (name in wanted):
-            parameter.requires_grad_(name in wanted)
 
 
 def _check_same_parameters(plan: FreezePlan, parameters: Mapping[str, nn.Parameter]) -> None:

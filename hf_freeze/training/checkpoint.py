@@ -53,11 +53,18 @@ def write_state(model: nn.Module, plan: FreezePlan, folder: Path, digests: Mappi
     written = {names[id(tensor)] for tensor in saved.values() if id(tensor) in names}
     tensors = {key: tensor.detach().contiguous() for key, tensor in saved.items()}
     safetensors.torch.save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
-    state = {
-        "format_version": FORMAT_VERSION,
-        "plan": plan_record(plan),
-        "base_digests": {name: digest for name, digest in digests.items() if name not in written},
-    }
+    write_plan(plan, folder, {name: digest for name, digest in digests.items() if name not in written})
+
+
+def write_plan(plan: FreezePlan, folder: Path, base_digests: Mapping[str, str]) -> None:
+    """Writes the freeze state alone: sharded weights keep the format of their backend.
+
+    Args:
+        plan: What trains.
+        folder: The checkpoint folder.
+        base_digests: Digests of the frozen parameters that the checkpoint does not hold, by canonical name.
+    """
+    state = {"format_version": FORMAT_VERSION, "plan": plan_record(plan), "base_digests": dict(base_digests)}
     (folder / STATE_FILE).write_text(json.dumps(state, indent=1))
 
 
@@ -82,26 +89,37 @@ def same_plan(folder: Path, plan: FreezePlan) -> bool:
     return bool(_read_state(folder)["plan"]["digest"] == plan.digest)
 
 
-def read_state(model: nn.Module, plan: FreezePlan, folder: Path, *, allow_changed_plan: bool = False) -> None:
+def check_plan(plan: FreezePlan, folder: Path) -> None:
+    """Refuses a checkpoint that was written under another plan.
+
+    Args:
+        plan: What trains now.
+        folder: A checkpoint that holds a freeze state.
+
+    Raises:
+        PlanError: The plan changed.
+    """
+    if not same_plan(folder, plan):
+        raise PlanError(
+            f"{folder}: this checkpoint was written under another plan; got one in which "
+            f"{'; '.join(_differences(_read_state(folder)['plan'], plan_record(plan)))}. "
+            "Restore the freeze and adapters sections of that run, or set allow_changed_plan to true "
+            "(the weights are kept, the optimizer starts anew)."
+        )
+
+
+def read_state(model: nn.Module, plan: FreezePlan, folder: Path) -> None:
     """Loads the weights of a checkpoint into the model.
 
     Args:
         model: The model that carries the plan.
         plan: What trains now.
         folder: A checkpoint that `write_state` wrote.
-        allow_changed_plan: Whether a checkpoint of another plan is loaded all the same.
 
     Raises:
-        PlanError: The plan changed and this is not allowed, or the frozen weights are not those of the checkpoint.
+        PlanError: The checkpoint was written from another model, or over other frozen weights.
     """
     state = _read_state(folder)
-    if not allow_changed_plan and not same_plan(folder, plan):
-        raise PlanError(
-            f"{folder}: this checkpoint was written under another plan; got one in which "
-            f"{'; '.join(_differences(state['plan'], plan_record(plan)))}. "
-            "Restore the freeze and adapters sections of that run, or set allow_changed_plan to true "
-            "(the weights are kept, the optimizer starts anew)."
-        )
     tensors = safetensors.torch.load_file(folder / WEIGHTS_FILE)
     result = unwrap_model(model).load_state_dict(tensors, strict=False)
     if result.unexpected_keys:

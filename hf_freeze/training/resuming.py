@@ -63,7 +63,10 @@ class CheckpointMixin(_Base):
         """
         folder: str | None = None
         if resume_from_checkpoint:
-            folder = str(self._resumable(resume_from_checkpoint))
+            found = self._resumable(resume_from_checkpoint)
+            if (found / checkpoint.STATE_FILE).exists() and not self._allow_changed_plan:
+                checkpoint.check_plan(self.plan, found)
+            folder = str(found)
         return super().train(folder, *positional, **keywords)
 
     def _resumable(self, asked: str | bool) -> Path:
@@ -108,6 +111,8 @@ class CheckpointMixin(_Base):
             self.args.save_total_limit = limit
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
+            if self._upstream_format:
+                checkpoint.write_plan(self.plan, folder, {})
             checkpoint.write_manifest(folder)
             rotate_checkpoints(
                 output_dir=str(run),
@@ -139,17 +144,17 @@ class CheckpointMixin(_Base):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         folder = Path(resume_from_checkpoint)
-        if self._upstream_format or not (folder / checkpoint.STATE_FILE).exists():
+        if self._upstream_format or not (folder / checkpoint.WEIGHTS_FILE).exists():
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
-        checkpoint.read_state(self.model, self.plan, folder, allow_changed_plan=self._allow_changed_plan)
+        checkpoint.read_state(self.model, self.plan, folder)
 
     def _load_best_model(self) -> None:
         folder = Path(self.state.best_model_checkpoint or "")
-        if self._upstream_format or not (folder / checkpoint.STATE_FILE).exists():
+        if self._upstream_format or not (folder / checkpoint.WEIGHTS_FILE).exists():
             super()._load_best_model()
             return
-        checkpoint.read_state(self.model, self.plan, folder, allow_changed_plan=self._allow_changed_plan)
+        checkpoint.read_state(self.model, self.plan, folder)
 
     def _load_optimizer_and_scheduler(self, checkpoint_folder: str | None) -> None:
         folder = Path(checkpoint_folder) if checkpoint_folder is not None else None

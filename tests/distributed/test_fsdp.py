@@ -75,6 +75,12 @@ def test_resumed_equals_uninterrupted(seen: Records, run: Run) -> None:
         assert record.resumed_weights == record.weights
 
 
+@names([run for run in RUNS if run.resumed_at is not None and "adapters" not in run.keywords])
+def test_a_changed_plan_is_not_resumed(seen: Records, run: Run) -> None:
+    for record in seen[run.name]:
+        assert "this checkpoint was written under another plan; got one in which blocks[2] was" in record.refusal
+
+
 @names([run for run in RUNS if "adapters" not in run.keywords])
 def test_the_saved_folder_loads(seen: Records, folder: Path, run: Run) -> None:
     model = AUTO_CLASSES[run.model].from_pretrained(folder / run.name / "model").eval()

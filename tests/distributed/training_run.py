@@ -17,6 +17,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForTokenClassification, PreTrainedModel
 
+from hf_freeze.errors import PlanError
 from hf_freeze.plan import named_parameters
 from hf_freeze.plan.audit import tensor_digest
 from hf_freeze.training import FreezeTrainer
@@ -69,6 +70,7 @@ class Record:
         resumed_weights: Digests of the parameters at the end of the resumed run.
         logits: What the trained model makes of `tiny_batch()`.
         is_sharded: Whether every parameter is spread over the processes.
+        refusal: Why the checkpoint is not resumed with three frozen blocks.
     """
 
     losses: list[float]
@@ -82,6 +84,7 @@ class Record:
     resumed_weights: dict[str, str]
     logits: list[Any]
     is_sharded: bool
+    refusal: str
 
 
 def carry_out(run: Run, folder: Path, *, num_processes: int) -> Record:
@@ -95,7 +98,6 @@ def carry_out(run: Run, folder: Path, *, num_processes: int) -> Record:
     trainer = _trainer(run, folder, num_processes)
     before = _digests(trainer.model)
     trainer.train()
-    is_sharded = all(isinstance(p, DTensor) for p in trainer.model.parameters())
     plan, after = trainer.plan, _digests(trainer.model)
     is_sharded = all(isinstance(p, DTensor) for p in trainer.model.parameters())
     trainer.save_model(str(folder / "model"))
@@ -104,10 +106,16 @@ def carry_out(run: Run, folder: Path, *, num_processes: int) -> Record:
         logits = trainer.model(**tiny_batch()).logits
     resumed_losses: list[float] = []
     resumed_weights: dict[str, str] = {}
+    refusal = ""
     if run.resumed_at is not None:
         resumed = _trainer(run, folder, num_processes)
         resumed.train(resume_from_checkpoint=str(folder / f"checkpoint-{run.resumed_at}"))
         resumed_losses, resumed_weights = logged(resumed, "loss")[run.resumed_at :], _digests(resumed.model)
+        changed = dataclasses.replace(run, keywords={**run.keywords, "freeze": {"blocks": {"first": 3}}})
+        try:
+            _trainer(changed, folder, num_processes).train(str(folder / f"checkpoint-{run.resumed_at}"))
+        except PlanError as error:
+            refusal = str(error)
     return Record(
         losses=logged(trainer, "loss"),
         gradient_norms=logged(trainer, "grad_norm"),
@@ -120,6 +128,7 @@ def carry_out(run: Run, folder: Path, *, num_processes: int) -> Record:
         resumed_weights=resumed_weights,
         logits=logits.tolist(),
         is_sharded=is_sharded,
+        refusal=refusal,
     )
 
 
