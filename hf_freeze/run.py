@@ -168,7 +168,10 @@ class Run:
         if on_gpu:
             torch.cuda.reset_peak_memory_stats()
         start = time.perf_counter()
-        output = self.trainer.train(resume_from_checkpoint=self.args.resume_from_checkpoint)
+        try:
+            output = self.trainer.train(resume_from_checkpoint=self.args.resume_from_checkpoint)
+        except ImportError as error:
+            raise _refusal("Trainer", error) from error  # Some optimizers need a package of their own.
         seconds = time.perf_counter() - start
         metrics = {"train_loss": output.training_loss}
         if self.data.validation is not None:

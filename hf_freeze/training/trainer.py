@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import Seq2SeqTrainer, Trainer
+from transformers.trainer_optimizer import is_optimizer_factory
+from transformers.training_args import OptimizerNames
 
 from hf_freeze.config import (
     AdapterConfig,
@@ -138,17 +140,18 @@ class FreezeMixin(CheckpointMixin):
         optimizer_class, options = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(
             self.args, self.model
         )
-        if {"params", "model", "optimizer_dict"} & options.keys() or not isinstance(optimizer_class, type):
+        if {"params", "model", "optimizer_dict"} & options.keys() or is_optimizer_factory(optimizer_class):
             raise PlanError(
-                f"lr_multipliers: this optimizer makes its own parameter groups; got optim {str(self.args.optim)!r}. "
-                "AdamW, SGD and Adafactor take groups, for example. Choose one of them, or remove lr_multipliers."
+                "lr_multipliers: this optimizer makes its own parameter groups; got optim "
+                f"{OptimizerNames(self.args.optim).value!r}. AdamW, SGD and Adafactor take groups, for example. "
+                "Choose one of them, or remove lr_multipliers."
             )
         groups = parameter_groups(
             target,
             self.plan,
             factors=role_multipliers(self.plan.layout, self._multipliers),
             decayed_names=set(self.get_decay_parameter_names(target)),
-            learning_rate=self.args.learning_rate,
+            learning_rate=options.get("lr", self.args.learning_rate),
             weight_decay=self.args.weight_decay,
         )
         optimizer: torch.optim.Optimizer = optimizer_class(groups, **options)

@@ -269,3 +269,8 @@ def test_a_layout_names_modules_and_tied_weights(model: Path) -> None:
 
 def test_a_layout_takes_the_path_of_the_blocks(model: Path) -> None:
     assert run.layout(str(model), ["model.blocks_path=bert.encoder.layer"]) == run.layout(str(model))
+
+
+def test_an_optimizer_whose_package_is_missing_is_refused(make: Callable[..., RunConfig]) -> None:
+    with pytest.raises(ConfigError, match=r"^training: Trainer refuses these options; .*install.*that it names\.$"):
+        run.train(make(training={"optim": "apollo_adamw", "optim_target_modules": ["query"]}))

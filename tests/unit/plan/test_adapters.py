@@ -271,3 +271,11 @@ def test_adapters_that_the_user_attached_are_kept() -> None:
 def test_what_cannot_be_merged_is_refused(build: Any, message: str) -> None:
     with pytest.raises(PlanError, match=f"^{re.escape(message)}$"):
         merge_adapters(build())
+
+
+def test_what_peft_refuses_is_told_in_its_words() -> None:
+    with pytest.raises(PlanError) as caught:
+        freeze_model(tiny_bert(), None, ({"peft_type": "LORA", "target_modules": ["dropout"]},))
+    cause = str(caught.value.__cause__)
+    assert cause.startswith("Target module Dropout")
+    assert str(caught.value) == f"adapters.0: PEFT refuses this adapter; {cause}"

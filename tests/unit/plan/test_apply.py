@@ -79,7 +79,12 @@ def test_a_plan_for_another_model_is_refused() -> None:
 
 def test_a_plan_for_a_model_with_fewer_parameters_is_refused() -> None:
     plan = resolve_plan(find_layout(tiny_bert(num_hidden_layers=3)), {"blocks": {"first": 2}})
-    with pytest.raises(PlanError, match=re.escape("this one has besides 'bert.encoder.layer.3.")):
+    message = (
+        "BertForSequenceClassification: the plan was made for another model; this one has besides "
+        "'bert.encoder.layer.3.attention.output.LayerNorm.bias' and 15 more. Make the plan anew from "
+        "find_layout(model), after adapters are attached."
+    )
+    with pytest.raises(PlanError, match=f"^{re.escape(message)}$"):
         apply_plan(tiny_bert(), plan)
 
 

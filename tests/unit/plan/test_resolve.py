@@ -276,14 +276,17 @@ def test_a_glob_that_matches_nothing_names_the_nearest_parameter(bert: Layout) -
 
 
 def test_more_blocks_than_there_are_is_refused(bert: Layout) -> None:
-    with pytest.raises(
-        PlanError, match=re.escape("freeze.blocks: cannot select the first 99 blocks; bert.encoder.layer has 4.")
-    ):
+    message = "freeze.blocks: cannot select the first 99 blocks; bert.encoder.layer has 4. Select at most 4."
+    with pytest.raises(PlanError, match=f"^{re.escape(message)}$"):
         resolve_plan(bert, {"blocks": {"first": 99}})
 
 
 def test_an_adapter_on_a_block_that_does_not_exist_is_refused(bert: Layout) -> None:
-    with pytest.raises(PlanError, match=re.escape("adapters.1.blocks")):
+    message = (
+        "adapters.1.blocks: cannot select block 7; bert.encoder.layer has 4. Blocks are numbered 0 to 3 from the "
+        "input, and -1 to -4 from the output."
+    )
+    with pytest.raises(PlanError, match=f"^{re.escape(message)}$"):
         resolve_plan(bert, None, ({**LORA, "blocks": {"first": 1}}, {**LORA, "blocks": {"indices": [7]}}))
 
 

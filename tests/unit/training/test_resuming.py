@@ -184,7 +184,12 @@ class TestChangedPlans:
 
     def test_weights_that_the_model_lacks_are_refused(self, tmp_path: Path) -> None:
         run(tmp_path, dropping_bert(), max_steps=2, **FROZEN)
-        with pytest.raises(PlanError, match=re.escape("this checkpoint holds weights that the model lacks")):
+        message = (
+            f"{tmp_path}/checkpoint-2: this checkpoint holds weights that the model lacks; got "
+            "'bert.encoder.layer.3.attention.output.LayerNorm.bias' and 15 more. The model is a "
+            "BertForSequenceClassification. Load the model, adapters included, that the checkpoint was written from."
+        )
+        with pytest.raises(PlanError, match=f"^{re.escape(message)}$"):
             run(tmp_path, tiny_bert(num_hidden_layers=3), resume=True, allow_changed_plan=True, **FROZEN)
 
     def test_another_format_is_refused(self, tmp_path: Path) -> None:

@@ -236,6 +236,33 @@ class TestLearningRates:
         assert_followed(trainer.model, before)
 
 
+class TestOptimizersOfTheUser:
+    def test_their_learning_rate_is_the_one_that_is_multiplied(self, tmp_path: Path) -> None:
+        trainer = FreezeTrainer(
+            tiny_bert(),
+            arguments(tmp_path),
+            lr_multipliers={"head": 2.0},
+            optimizer_cls_and_kwargs=(torch.optim.SGD, {"lr": 0.5}),
+        )
+        assert {group["name"]: group["lr"] for group in trainer.create_optimizer().param_groups}["head"] == 1.0
+
+    def test_those_that_make_their_own_groups_take_no_multipliers(self, tmp_path: Path) -> None:
+        model = tiny_bert()
+        own = {"params": [{"params": list(model.parameters())}], "lr": 0.5}
+        trainer = FreezeTrainer(
+            model,
+            arguments(tmp_path, optim="sgd"),
+            lr_multipliers={"head": 2.0},
+            optimizer_cls_and_kwargs=(torch.optim.SGD, own),
+        )
+        message = (
+            "lr_multipliers: this optimizer makes its own parameter groups; got optim 'sgd'. AdamW, SGD and Adafactor "
+            "take groups, for example. Choose one of them, or remove lr_multipliers."
+        )
+        with pytest.raises(PlanError, match=f"^{re.escape(message)}$"):
+            trainer.create_optimizer()
+
+
 class Thaws(TrainerCallback):
     """Sets requires_grad behind the plan's back."""
 
