@@ -15,6 +15,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 # Set before torch and transformers are imported, since they read these once.
 _HF_HOME = tempfile.TemporaryDirectory(prefix="hf-freeze-tests-")
 os.environ.update(
+    HF_FREEZE_CACHE=f"{_HF_HOME.name}/activations",
     HF_HOME=_HF_HOME.name,  # neither the user's cache nor what an earlier run left in it can change a result
     HF_HUB_OFFLINE="1",
     HF_DATASETS_OFFLINE="1",

@@ -1,0 +1,174 @@
+"""What a stored row is known by: a hash of the row's inputs, under a fingerprint of everything that made its value.
+
+Shapes: `B` batch, `L` sequence length of the batch, padding included.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import PreTrainedModel
+
+from hf_freeze.plan.audit import tensor_digest
+from hf_freeze.plan.places import ROLE_EMBEDDINGS, block_role
+from hf_freeze.plan.resolve import FreezePlan
+from hf_freeze.plan.wrappers import Node, canonical_tree, join
+
+# The name under which a collated batch carries the keys of its rows.
+KEYS = "activation_cache_keys"
+# Bytes of one key; a row has two: of its content without padding, and of all of it.
+KEY_SIZE = 16
+# What names a model, its labels and its loss: it does not change what the blocks compute.
+_UNRELATED = {"_name_or_path", "architectures", "id2label", "label2id", "problem_type", "transformers_version"}
+
+
+def row_lengths(inputs: Mapping[str, Any]) -> list[int] | None:
+    """Returns how many leading positions of each row are real, or None where the batch has no padding mask.
+
+    Padding counts as such only where it lies on the right: a row that is padded on the left is real from end to end.
+
+    Args:
+        inputs: A collated batch; its `attention_mask` has the shape (B, L).
+    """
+    mask = inputs.get("attention_mask")
+    if not isinstance(mask, torch.Tensor) or mask.ndim != 2:
+        return None
+    real = mask.bool()
+    padded_right = (real[:, 1:] <= real[:, :-1]).all(dim=1)
+    lengths = torch.where(padded_right, real.sum(dim=1), real.shape[1])
+    return [int(length) for length in lengths]
+
+
+def row_keys(inputs: Mapping[str, Any]) -> torch.Tensor:
+    """Returns two keys per row, of its content without padding and of the whole row, of shape (B, 2 * KEY_SIZE).
+
+    Args:
+        inputs: A collated batch without labels; its tensors lie on the CPU. Tensors whose first dimension is not B, and
+            values that are no tensors, count for every row.
+    """
+    size = batch_size(inputs)
+    lengths = row_lengths(inputs)
+    width = inputs["attention_mask"].shape[1] if lengths is not None else 0
+    shared = hashlib.blake2b(digest_size=KEY_SIZE)
+    per_row: list[tuple[bytes, Any, bool]] = []
+    for name in sorted(inputs):
+        value = inputs[name]
+        if isinstance(value, torch.Tensor) and value.ndim > 0 and value.shape[0] == size:
+            padded = lengths is not None and value.ndim > 1 and value.shape[1] == width
+            per_row.append((f"{name}:{value.dtype}:".encode(), _as_bytes(value), padded))
+        else:
+            shared.update(f"{name}={_spelled(value)};".encode())
+    keys = bytearray()
+    for row in range(size):
+        length = lengths[row] if lengths is not None else width
+        keys += _hash(shared, per_row, row, length)
+        keys += keys[-KEY_SIZE:] if length == width else _hash(shared, per_row, row, width)
+    return torch.frombuffer(keys, dtype=torch.uint8).view(size, 2 * KEY_SIZE)
+
+
+def batch_size(inputs: Mapping[str, Any]) -> int:
+    """Returns B, the size of the first dimension of the first tensor.
+
+    Args:
+        inputs: A collated batch.
+    """
+    return next(int(v.shape[0]) for v in inputs.values() if isinstance(v, torch.Tensor) and v.ndim > 0)
+
+
+def _as_bytes(value: torch.Tensor) -> Any:
+    """Returns the tensor as an array of bytes whose last dimension grew by the size of an element."""
+    return value.detach().contiguous().view(value.shape).unsqueeze(-1).view(torch.uint8).numpy()
+
+
+def _hash(shared: Any, per_row: list[tuple[bytes, Any, bool]], row: int, length: int) -> bytes:
+    digest = shared.copy()
+    for header, values, padded in per_row:
+        content = values[row, :length] if padded else values[row]
+        digest.update(header)
+        digest.update(str(content.shape).encode())
+        digest.update(content.tobytes())
+    return bytes(digest.digest())
+
+
+def _spelled(value: object) -> str:
+    return f"{value.dtype}{value.tolist()}" if isinstance(value, torch.Tensor) else repr(value)
+
+
+def prefix_fingerprints(model: nn.Module, plan: FreezePlan, *, depth: int, environment: str) -> tuple[str, ...]:
+    """Returns the fingerprints of the frozen prefixes of depth 1, 2, ... up to `depth`.
+
+    A fingerprint covers the weights and buffers of the prefix, the model's config and attention implementation, the
+    source of its modelling files, the versions of torch and Transformers, and what the caller adds.
+
+    Args:
+        model: The model that carries the plan.
+        plan: What is frozen; its first `depth` blocks are.
+        depth: The number of blocks in the longest prefix.
+        environment: What else decides the values: autocast, stored dtype, device.
+    """
+    root = canonical_tree(model)
+    prefix = hashlib.blake2b(digest_size=KEY_SIZE)
+    for line in (*_describe(root.inner), environment):
+        prefix.update(line.encode() + b"\n")
+    contents = _contents(root, plan)
+    prefix.update(contents[ROLE_EMBEDDINGS].digest())
+    fingerprints = []
+    for index in range(depth):
+        prefix.update(contents[block_role(plan.layout.stacks[0].name, index)].digest())
+        fingerprints.append(prefix.hexdigest())
+    return tuple(fingerprints)
+
+
+def _describe(model: nn.Module) -> tuple[str, ...]:
+    """Returns what makes the computation, weights apart, a line each."""
+    lines = [f"torch {torch.__version__}", f"transformers {transformers.__version__}", type(model).__qualname__]
+    if isinstance(model, PreTrainedModel):
+        config = model.config.to_dict()
+        lines.append(repr(sorted((key, repr(value)) for key, value in config.items() if key not in _UNRELATED)))
+        lines.append(f"attention {model.config._attn_implementation}")
+    for path in sorted({path for module in model.modules() if (path := _source(type(module))) is not None}):
+        with Path(path).open("rb") as stream:
+            lines.append(hashlib.file_digest(stream, "sha256").hexdigest())
+    return tuple(lines)
+
+
+def _source(cls: type[nn.Module]) -> str | None:
+    """Returns the file of a modelling class; torch's own classes are told apart by its version."""
+    if cls.__module__.partition(".")[0] == "torch":
+        return None
+    try:
+        return inspect.getsourcefile(cls)
+    except TypeError:  # A class that was made in an interactive session has no file.
+        return None
+
+
+def _contents(root: Node, plan: FreezePlan) -> dict[str, Any]:
+    """Returns, for every role, a running hash over its parameters and buffers."""
+    hashes: dict[str, Any] = {role: hashlib.blake2b(digest_size=KEY_SIZE) for role in plan.treatments}
+    roles = {decision.name: decision.role for decision in plan.decisions}
+    places = {path: role for role, paths in plan.layout.modules.items() for path in paths}
+    for node in root.walk():
+        for name, leaf in node.leaves.items():
+            path = join(node.path, name)
+            if path in roles:
+                hashes[roles[path]].update(f"{path}={tensor_digest(leaf.parameter)};".encode())
+        for name, buffer in node.inner._buffers.items():
+            if buffer is not None:
+                hashes[_place(node.path, places)].update(f"{join(node.path, name)}={tensor_digest(buffer)};".encode())
+    return hashes
+
+
+def _place(path: str, places: Mapping[str, str]) -> str:
+    """Returns the role of a module; those between the top and the stack run with the embeddings."""
+    while path:
+        if path in places:
+            return places[path]
+        path = path.rpartition(".")[0]
+    return ROLE_EMBEDDINGS
