@@ -2,6 +2,7 @@
 
 from hf_freeze.config.loading import load_config, parse_adapters, parse_config, parse_overrides, parse_section
 from hf_freeze.config.schema import (
+    ActivationCacheConfig,
     AdapterConfig,
     DataConfig,
     FreezeConfig,
@@ -15,6 +16,7 @@ from hf_freeze.config.selection import Selection
 from hf_freeze.config.writing import json_schema, to_yaml
 
 __all__ = [
+    "ActivationCacheConfig",
     "AdapterConfig",
     "DataConfig",
     "FreezeConfig",

@@ -24,8 +24,11 @@ from pydantic import (
 from hf_freeze.config import options
 from hf_freeze.config.problems import Problem, ProblemsFound, problems_of, shown
 from hf_freeze.config.selection import BLOCKS_SCHEMA, Selection, read_blocks, spell_blocks
+from hf_freeze.config.sizes import SIZE_SCHEMA, read_size
+from hf_freeze.errors import did_you_mean
 
 __all__ = [
+    "ActivationCacheConfig",
     "AdapterConfig",
     "Adapters",
     "DataConfig",
@@ -45,6 +48,12 @@ Blocks = Annotated[
     PlainSerializer(spell_blocks),
     WithJsonSchema(BLOCKS_SCHEMA),
 ]
+Switch = Annotated[
+    Literal["auto"] | bool,
+    PlainValidator(lambda given: _switch(given)),  # Literal["auto", True, False] would take 1 for true
+    WithJsonSchema({"enum": ["auto", True, False]}),
+]
+Size = Annotated[int, PlainValidator(read_size), WithJsonSchema(SIZE_SCHEMA)]
 Text = Annotated[str, StringConstraints(min_length=1)]
 Texts = Annotated[tuple[Text, ...], Strict(False)]  # YAML has lists, not tuples
 Plain = Annotated[Any, AfterValidator(options.as_plain)]
@@ -199,6 +208,44 @@ class LearningRateMultipliers(Section):
     head: float = Field(1.0, gt=0, description="Factor for the head, above 0.")
 
 
+class ActivationCacheConfig(Section):
+    """Whether, where and how the outputs of the frozen prefix are kept instead of being computed again."""
+
+    enabled: Switch = Field(
+        "auto", description="Whether the cache is on; auto: where it gives the same results and pays."
+    )
+    dir: Text | None = Field(
+        None, description="Folder of the cache, on a local disk; null: one below the user's cache home."
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="What the outputs are stored in; auto: as the model gives them."
+    )
+    max_size: Size | None = Field(
+        None,
+        description="Size that all that is cached may reach together, such as 50 GB; null: 20 % of the free disk, at "
+        "most 50 GB.",
+    )
+    expire_after: float | None = Field(
+        30.0, gt=0, description="Number of days above 0 after which what no run has used is removed; null: never."
+    )
+    build: Literal["auto", "eager", "lazy"] = Field(
+        "auto",
+        description="When the outputs are computed: eager, before training; lazy, when first needed; or auto, which "
+        "is eager where the dataset has a length.",
+    )
+
+
+def _switch(given: object) -> Literal["auto"] | bool:
+    if given == "auto":
+        return "auto"
+    if isinstance(given, bool):
+        return given
+    meant = did_you_mean(given, ["auto", "false", "true"]) if isinstance(given, str) else ""
+    hint = " Write it without quotes." if given in ("false", "true") else meant
+    text = f"is none of its values; got {shown(given)}. It takes 'auto', true or false.{hint}"
+    raise ProblemsFound([Problem((), text)])
+
+
 def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
     if len(set(names)) < len(names):
         text = f"names a label twice; got {shown(list(names))}. The place of a name is the number of its label."
@@ -257,6 +304,9 @@ class RunConfig(Section):
     schedule: ScheduleConfig = Field(ScheduleConfig(), description="Schedule of the freeze state.")
     lr_multipliers: LearningRateMultipliers = Field(
         LearningRateMultipliers(), description="Factors on training.learning_rate."
+    )
+    activation_cache: ActivationCacheConfig = Field(
+        ActivationCacheConfig(), description="What is kept of the frozen prefix."
     )
     training: Annotated[dict[str, Any], AfterValidator(lambda given: _checked(given, options.training_problems))] = (
         Field(description="Keyword arguments for transformers.TrainingArguments; output_dir is required.")

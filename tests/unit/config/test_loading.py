@@ -18,7 +18,7 @@ model: {name_or_path: bert}
 data: {load_dataset: {path: imdb}}
 training: {output_dir: runs/x}
 """
-TOP = "adapters, allow_changed_plan, data, freeze, lr_multipliers, metrics, model, schedule, training"
+TOP = "activation_cache, adapters, allow_changed_plan, data, freeze, lr_multipliers, metrics, model, schedule, training"
 NUM_ARGUMENTS = len(TrainingArguments.__dataclass_fields__.keys() - REFUSED_FOR_TRAINING.keys())
 SECTIONS = f"Sections: {TOP}. Write model, data and training."
 
@@ -248,7 +248,7 @@ class TestProblems:
             "metrics:\n"
             "- accuracy\n"
             "- ../f1\n"
-            "activation_cache: {}\n"
+            "sharing: {}\n"
         )
         lines = message_of(path).splitlines()
         assert [line.split(": ")[:2] for line in lines] == [
@@ -261,7 +261,7 @@ class TestProblems:
             ["configs/x.yaml:14", "training.learning_rate"],
             ["configs/x.yaml:13", "training.output_dir"],
             ["configs/x.yaml:17", "metrics.1"],
-            ["configs/x.yaml:18", "activation_cache"],
+            ["configs/x.yaml:18", "sharing"],
         ]
 
     def test_three_mistakes_at_once(self) -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from peft import IA3Config, LoraConfig, PeftConfig
 
 from hf_freeze.config import (
+    ActivationCacheConfig,
     AdapterConfig,
     DataConfig,
     FreezeConfig,
@@ -22,14 +23,14 @@ from hf_freeze.config.options import REFUSED_FOR_ADAPTERS
 from hf_freeze.errors import ConfigError
 from tests.unit.config.smallest import changed
 
-TOP = "adapters, allow_changed_plan, data, freeze, lr_multipliers, metrics, model, schedule, training"
+TOP = "activation_cache, adapters, allow_changed_plan, data, freeze, lr_multipliers, metrics, model, schedule, training"
 PART = "It takes 'auto', 'frozen' or 'full'."
 METRIC = "A metric is bundled, such as accuracy, or the name of one on the Hub, such as organisation/metric."
 NUM_LORA = len(LoraConfig.__dataclass_fields__.keys() - REFUSED_FOR_ADAPTERS.keys() - {"peft_type"})
 KEYS = sorted(
     {
         name
-        for section in (AdapterConfig, DataConfig, FreezeConfig, ModelConfig, RunConfig)
+        for section in (ActivationCacheConfig, AdapterConfig, DataConfig, FreezeConfig, ModelConfig, RunConfig)
         for name in section.model_fields
     }
 )
@@ -46,7 +47,7 @@ def message_of(changes: dict[str, Any]) -> str:
     [
         # unknown keys at every depth
         ({"modell": {}}, f"modell: unknown key; got {{}}. Known keys: {TOP}. Did you mean 'model'?"),
-        ({"activation_cache": {}}, f"activation_cache: unknown key; got {{}}. Known keys: {TOP}."),
+        ({"sharing": {}}, f"sharing: unknown key; got {{}}. Known keys: {TOP}."),
         ({"search": 3}, f"search: unknown key; got 3. Known keys: {TOP}."),
         ({7: 3}, f"7: unknown key; got 7. Known keys: {TOP}."),
         (

@@ -11,6 +11,7 @@ from peft import LoraConfig
 from pydantic import BaseModel, ValidationError
 
 from hf_freeze.config import (
+    ActivationCacheConfig,
     AdapterConfig,
     DataConfig,
     FreezeConfig,
@@ -27,6 +28,7 @@ from hf_freeze.config import (
 from tests.unit.config.smallest import CONFIG, changed
 
 SECTIONS = [
+    ActivationCacheConfig,
     AdapterConfig,
     DataConfig,
     FreezeConfig,
@@ -51,6 +53,9 @@ class TestDefaults:
         assert config.adapters == ()
         assert config.schedule.type == "static"
         assert config.lr_multipliers == LearningRateMultipliers(block_decay=1.0, embeddings=1.0, head=1.0)
+        assert config.activation_cache == ActivationCacheConfig(
+            enabled="auto", dir=None, dtype="auto", max_size=None, expire_after=30, build="auto"
+        )
         assert config.training == {"output_dir": "runs/x"}
         assert config.metrics is None
         assert config.allow_changed_plan is False

@@ -84,6 +84,17 @@ configs = st.fixed_dictionaries(
         ),
         "schedule": st.just({"type": "static"}),
         "lr_multipliers": st.fixed_dictionaries({}, optional={"block_decay": factors, "head": factors}),
+        "activation_cache": st.fixed_dictionaries(
+            {},
+            optional={
+                "enabled": st.sampled_from(["auto", True, False]),
+                "dir": st.none() | words,
+                "dtype": st.sampled_from(["auto", "float32", "bfloat16", "float16"]),
+                "max_size": st.none() | st.integers(min_value=1) | st.sampled_from(["50GB", "1.5 TiB", "7 kb"]),
+                "expire_after": st.none() | st.integers(1, 99) | factors,
+                "build": st.sampled_from(["auto", "eager", "lazy"]),
+            },
+        ),
         "metrics": st.none() | st.lists(st.sampled_from(["accuracy", "f1", "owner/name"]), max_size=2),
         "allow_changed_plan": st.booleans(),
     },
