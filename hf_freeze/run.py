@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import sys
-import tempfile
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import datasets
 import torch
 from pydantic import Field
-from transformers import PreTrainedModel, TrainingArguments, set_seed
-from transformers.trainer_utils import IntervalStrategy
+from transformers import PreTrainedModel, set_seed
 
 from hf_freeze.config import (
     FreezeConfig,
@@ -22,13 +20,13 @@ from hf_freeze.config import (
     ModelConfig,
     RunConfig,
     load_config,
-    parse_config,
     parse_overrides,
     parse_section,
     to_yaml,
 )
 from hf_freeze.config.schema import Adapters, DataConfig, Section
-from hf_freeze.errors import ConfigError, FreezeError
+from hf_freeze.config.writing import SECRETS, without_secrets
+from hf_freeze.errors import FreezeError
 from hf_freeze.plan.apply import plan_of
 from hf_freeze.plan.layout import find_layout
 from hf_freeze.plan.optimizer import role_multipliers
@@ -37,6 +35,7 @@ from hf_freeze.plan.resolve import FreezePlan
 from hf_freeze.plan.table import LayoutTable, PlanTable, layout_table, plan_table
 from hf_freeze.tasks import PreparedData, Task, get_task
 from hf_freeze.training import FreezeTrainer
+from hf_freeze.training.arguments import check_evaluation, check_output_folder, refusal, training_arguments
 from hf_freeze.training.checkpoint import newest_complete
 from hf_freeze.training.reloading import loading_lines
 
@@ -53,9 +52,6 @@ __all__ = [
 ]
 
 CONFIG_FILE: Final = "hf_freeze.yaml"
-
-# Where configs may hold credentials: they are not written beside the model, which is made to be shared.
-_SECRETS: Final = frozenset({"hub_token", "proxies", "storage_options", "token"})
 
 _TWO_LABELS: Final = "The head is counted with 2 labels: data.labels does not say how many there are."
 
@@ -107,14 +103,14 @@ class Run:
     def __init__(self, config: RunConfig) -> None:
         task = self._task = get_task(config.model.task)
         self.config = config
-        self.args = _training_arguments(config.training)
-        _check_folder(str(self.args.output_dir))
+        self.args = training_arguments(config.training)
+        check_output_folder(str(self.args.output_dir))
         if not self.is_main_process:
             datasets.disable_progress_bars()
         _empty_plan(_request_of(config), num_labels=_num_labels(config.data) or 2)
         with self.args.main_process_first(desc="reading the data"):
             data = _prepared_data(task, config.data)
-        _check_evaluation(self.args, data)
+        check_evaluation(self.args, splits=data.splits.values(), has_rows=data.validation is not None)
         compute_metrics = task.compute_metrics(data, config.metrics, trust_remote_code=config.model.trust_remote_code)
         set_seed(self.args.seed)  # What the model starts with does not depend on what was drawn before.
         loaded = self._loaded = task.load_model(
@@ -144,7 +140,7 @@ class Run:
         except FreezeError:
             raise
         except ValueError as error:
-            raise _refusal("Trainer", error) from error
+            raise refusal("Trainer", error) from error
 
     @property
     def is_main_process(self) -> bool:
@@ -171,7 +167,7 @@ class Run:
         try:
             output = self.trainer.train(resume_from_checkpoint=self.args.resume_from_checkpoint)
         except ImportError as error:
-            raise _refusal("Trainer", error) from error  # Some optimizers need a package of their own.
+            raise refusal("Trainer", error) from error  # Some optimizers need a package of their own.
         seconds = time.perf_counter() - start
         metrics = {"train_loss": output.training_loss}
         if self.data.validation is not None:
@@ -181,7 +177,7 @@ class Run:
         self.trainer.save_model()
         folder = str(self.args.output_dir)
         if self.args.should_save:
-            Path(folder, CONFIG_FILE).write_text(to_yaml(_without_secrets(self.config)))
+            Path(folder, CONFIG_FILE).write_text(to_yaml(without_secrets(self.config)))
         return RunResult(
             output_dir=folder,
             plan=self.trainer.plan,
@@ -194,7 +190,7 @@ class Run:
 
     def _loading_lines(self, folder: str) -> tuple[str, ...]:
         section = self.config.model
-        options = {name: value for name, value in section.from_pretrained_options.items() if name not in _SECRETS}
+        options = {name: value for name, value in section.from_pretrained_options.items() if name not in SECRETS}
         if section.trust_remote_code:
             options["trust_remote_code"] = True
         return loading_lines(
@@ -272,42 +268,6 @@ def newest_checkpoint(config: RunConfig) -> str | None:
     return None if found is None else str(found)
 
 
-def _training_arguments(options: Mapping[str, Any]) -> TrainingArguments:
-    try:
-        return TrainingArguments(**{"dataloader_pin_memory": torch.accelerator.is_available(), **options})
-    except (ImportError, TypeError, ValueError) as error:
-        raise _refusal("TrainingArguments", error) from error
-
-
-def _refusal(owner: str, error: Exception) -> ConfigError:
-    """Returns the error for options that fit one by one but not together, in the words of Transformers."""
-    text = " ".join(str(error).split()).rstrip(".")
-    return ConfigError(f"training: {owner} refuses these options; {text}. Change the options that it names.")
-
-
-def _check_folder(folder: str) -> None:
-    """Raises where nothing can be written to the output folder, before time is spent on anything else."""
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise ConfigError(
-            f"training.output_dir: this folder cannot be written; got {folder!r}. The system says: {error.strerror}. "
-            "Name a folder that you may write."
-        ) from error
-
-
-def _check_evaluation(args: TrainingArguments, data: PreparedData) -> None:
-    if data.validation is None and args.eval_strategy != "no":
-        splits = ", ".join(sorted(set(data.splits.values())))
-        raise ConfigError(
-            "training.eval_strategy: there are no rows to evaluate on; got "
-            f"{IntervalStrategy(args.eval_strategy).value!r}. The data set has the splits {splits}. Name a split in "
-            "data.splits.validation, or set training.eval_strategy to 'no'."
-        )
-
-
 def _prepared_data(task: Task, section: DataConfig) -> PreparedData:
     splits = section.splits
     return task.prepare_data(
@@ -370,18 +330,3 @@ def _peak_process_memory() -> int:
 def _tells_quality(metric: str) -> bool:
     """Tells metrics of the model from those of the machine, which Trainer mixes."""
     return not metric.endswith(("_runtime", "_per_second", "epoch", "_preparation_time"))
-
-
-def _without_secrets(config: RunConfig) -> RunConfig:
-    """Returns the config without the keys that may hold credentials."""
-    sections = config.model_dump(exclude_defaults=True)
-    public = {
-        name: {key: value for key, value in section.items() if key not in _SECRETS}
-        for name, section in (("model", sections["model"]), ("training", sections["training"]))
-    }
-    rows = sections["data"]["load_dataset"]
-    public["data"] = {
-        **sections["data"],
-        "load_dataset": {key: value for key, value in rows.items() if key not in _SECRETS},
-    }
-    return parse_config({**sections, **public})

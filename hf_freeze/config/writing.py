@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from io import StringIO
-from typing import Any
+from typing import Any, Final
 
 from ruamel.yaml import YAML
 from ruamel.yaml.representer import SafeRepresenter
 
+from hf_freeze.config.loading import parse_config
 from hf_freeze.config.options import as_plain
 from hf_freeze.config.problems import ProblemsFound
 from hf_freeze.config.schema import RunConfig
 from hf_freeze.errors import ConfigError
+
+# Where configs may hold credentials: they are not written beside the model, which is made to be shared.
+SECRETS: Final = frozenset({"hub_token", "proxies", "storage_options", "token"})
 
 
 class _Representer(SafeRepresenter):
@@ -56,6 +60,25 @@ def to_yaml(config: RunConfig) -> str:
     text = StringIO()
     yaml.dump(plain, text)
     return text.getvalue()
+
+
+def without_secrets(config: RunConfig) -> RunConfig:
+    """Returns the config without the keys that may hold credentials.
+
+    Args:
+        config: Any config.
+    """
+    sections = config.model_dump(exclude_defaults=True)
+    public = {
+        name: {key: value for key, value in section.items() if key not in SECRETS}
+        for name, section in (("model", sections["model"]), ("training", sections["training"]))
+    }
+    rows = sections["data"]["load_dataset"]
+    public["data"] = {
+        **sections["data"],
+        "load_dataset": {key: value for key, value in rows.items() if key not in SECRETS},
+    }
+    return parse_config({**sections, **public})
 
 
 def json_schema() -> dict[str, Any]:

@@ -155,27 +155,6 @@ def test_an_unknown_task_is_refused(make: Callable[..., RunConfig]) -> None:
     )
 
 
-def test_an_output_folder_that_cannot_be_written_is_refused(model: Path, rows: Path, tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    folder = tmp_path / "file" / "out"
-    with pytest.raises(ConfigError) as caught:
-        run.train(tiny_run.config(model, rows, folder))
-    assert str(caught.value) == (
-        f"training.output_dir: this folder cannot be written; got {str(folder)!r}. The system says: Not a directory. "
-        "Name a folder that you may write."
-    )
-
-
-def test_what_training_arguments_refuse_is_said(make: Callable[..., RunConfig]) -> None:
-    with pytest.raises(ConfigError) as caught:
-        run.train(make(training={"load_best_model_at_end": True, "eval_strategy": "epoch"}))
-    assert str(caught.value) == (
-        "training: TrainingArguments refuses these options; --load_best_model_at_end requires the save and eval "
-        'strategy to match, except when --save_strategy="best", but found - Evaluation strategy: '
-        "IntervalStrategy.EPOCH - Save strategy: SaveStrategy.NO. Change the options that it names."
-    )
-
-
 def test_what_the_trainer_refuses_is_said(make: Callable[..., RunConfig]) -> None:
     with pytest.raises(ConfigError) as caught:
         run.train(make(training={"batch_eval_metrics": True}))

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from peft import EvaConfig
 
 from hf_freeze.config import AdapterConfig, RunConfig, json_schema, load_config, parse_config, to_yaml
+from hf_freeze.config.writing import without_secrets
 from hf_freeze.errors import ConfigError
 from tests.unit.config.smallest import CONFIG
 
@@ -138,6 +139,26 @@ def test_objects_are_not_written() -> None:
         to_yaml(parse_config({**CONFIG, "adapters": [adapter]}))
     assert str(caught.value).startswith("adapters.0.eva_config: is not plain data; got EvaConfig(")
     assert str(caught.value).endswith("A config holds text, numbers, true, false, null, lists and mappings from names.")
+
+
+def test_credentials_can_be_taken_out() -> None:
+    rows = {"path": "imdb", "name": "plain"}
+    options = {"revision": "main"}
+    public = {
+        **CONFIG,
+        "model": {"name_or_path": "bert", **options},
+        "data": {"load_dataset": rows, "max_length": 9},
+        "freeze": {"blocks": {"first": 2}},
+        "activation_cache": {"max_size": "1 GB"},
+    }
+    secret = "not-to-be-shared"
+    private = {
+        **public,
+        "model": {**public["model"], "token": secret, "proxies": {"https": secret}},
+        "data": {**public["data"], "load_dataset": {**rows, "token": secret, "storage_options": {"key": secret}}},
+        "training": {**CONFIG["training"], "hub_token": secret},
+    }
+    assert without_secrets(parse_config(private)) == parse_config(public)
 
 
 class TestSchema:
