@@ -132,7 +132,7 @@ class TestTheRulesThemselves:
             ("plan/apply.py", "from hf_freeze.config import FreezeConfig"),
             ("plan/apply.py", "from hf_freeze.plan.adapters import attach"),
             ("plan/layout.py", "from hf_freeze.plan.stacks import find_stacks"),
-            ("cli.py", "from hf_freeze.run import train"),
+            ("cli/commands.py", "from hf_freeze.run import train"),
         ],
     )
     def test_an_import_that_goes_down_is_not_found(self, path: str, statement: str) -> None:
@@ -197,7 +197,7 @@ class TestTheRulesThemselves:
         ("path", "statement"),
         [
             ("hf_freeze/plan/apply.py", "parameter.requires_grad = False"),
-            ("hf_freeze/cli.py", "print('x')"),
+            ("hf_freeze/cli/commands.py", "print('x')"),
             ("hf_freeze/run.py", "frozen = not parameter.requires_grad"),
             ("hf_freeze/run.py", "torch.load(path, weights_only=True)"),
             ("hf_freeze/run.py", "YAML(typ='safe')"),

@@ -1,4 +1,4 @@
-"""How a config says how many bytes: a whole number, or text with a unit."""
+"""How a config says how many bytes, a whole number or text with a unit, and how a reader is told."""
 
 from __future__ import annotations
 
@@ -51,6 +51,25 @@ def read_size(value: object) -> int:
     if size < 1:
         raise _problem(f"is less than one byte; got {shown(value)}. {_EXIST} {_ADVICE}")
     return size
+
+
+def spell_size(num_bytes: int) -> str:
+    """Returns a number of bytes in the largest unit that fits, to one decimal place.
+
+    >>> spell_size(1_500_000_000), spell_size(999_950), spell_size(12)
+    ('1.5 GB', '1.0 MB', '12 B')
+
+    Args:
+        num_bytes: Any number from 0 up.
+    """
+    if num_bytes < 1000:
+        return f"{num_bytes} B"
+    size = float(num_bytes)
+    for unit in ("kB", "MB", "GB"):
+        size /= 1000
+        if size < 999.95:
+            return f"{size:.1f} {unit}"
+    return f"{size / 1000:.1f} TB"
 
 
 def _with_unit(text: str) -> int:

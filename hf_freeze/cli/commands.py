@@ -1,29 +1,23 @@
-"""The commands: parse, call run, print what it returns, and errors without a traceback."""
+"""The commands: parse, call run, print what it returns."""
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich import box
-from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
+from hf_freeze.cli import cache
+from hf_freeze.cli.terminal import errors_on_stderr, new_console, new_grid, print_grid, print_lines, say
 from hf_freeze.config import RunConfig, json_schema, load_config
-from hf_freeze.errors import FreezeError
 
 if TYPE_CHECKING:
     from hf_freeze.run import LayoutTable, PlanTable, RunResult
 
-_EXIT_WRONG = 2  # the request cannot be carried out
 _EXIT_INTERRUPTED = 130  # what shells report for a process that Ctrl-C ended
-_WIDTH = 100  # characters of a line where no terminal says how many fit
 _GIB = 1 << 30  # bytes
 
 app = typer.Typer(
@@ -33,6 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.add_typer(cache.app, name="cache")
 
 ConfigArgument = Annotated[str, typer.Argument(metavar="CONFIG", help="Config file.")]
 TargetArgument = Annotated[
@@ -58,7 +53,7 @@ def train(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
     """Train, evaluate and save what CONFIG describes."""
     loaded: RunConfig | None = None
     try:
-        with _errors_on_stderr():
+        with errors_on_stderr():
             loaded = load_config(config, overrides or ())
             from hf_freeze import run  # takes seconds: not before the config is sound
 
@@ -69,14 +64,14 @@ def train(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
             if prepared.is_main_process:
                 _print_result(result)
     except KeyboardInterrupt:
-        _say(_kept(loaded))
+        say(_kept(loaded))
         raise typer.Exit(_EXIT_INTERRUPTED) from None
 
 
 @app.command()
 def plan(target: TargetArgument, overrides: OverridesArgument = None, freeze: FreezeOption = None) -> None:
     """Show what trains and where the backward pass stops; reads no weights."""
-    with _errors_on_stderr():
+    with errors_on_stderr():
         from hf_freeze import run
 
         _print_plan(run.plan(target, [*map(_as_override, freeze or ()), *(overrides or ())]))
@@ -85,7 +80,7 @@ def plan(target: TargetArgument, overrides: OverridesArgument = None, freeze: Fr
 @app.command()
 def layout(target: TargetArgument, overrides: OverridesArgument = None) -> None:
     """Show where embeddings, blocks and head are in a model; reads no weights."""
-    with _errors_on_stderr():
+    with errors_on_stderr():
         from hf_freeze import run
 
         _print_layout(run.layout(target, overrides or ()))
@@ -104,22 +99,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: The command and its arguments; None for those of the process.
     """
     app(args=arguments, prog_name="hf-freeze")
-
-
-@contextlib.contextmanager
-def _errors_on_stderr() -> Iterator[None]:
-    """Turns an error that hf_freeze raises on purpose into its message and an exit status."""
-    try:
-        yield
-    except FreezeError as error:
-        _say(str(error))
-        raise typer.Exit(_EXIT_WRONG) from None
-
-
-def _say(message: str) -> None:
-    """Prints to standard error, with the number of the process where it is not the first."""
-    rank = os.environ.get("RANK", "0")
-    sys.stderr.write(f"{message}\n" if rank == "0" else f"[process {rank}] {message}\n")
 
 
 def _kept(config: RunConfig | None) -> str:
@@ -141,68 +120,41 @@ def _as_override(selection: str) -> str:
     return f"freeze.blocks.{selection}" if "=" in selection else f"freeze.blocks={selection}"
 
 
-def _console() -> Console:
-    """Returns a console of a fixed width where there is no terminal, so that files and pipes get whole lines."""
-    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else _WIDTH
-    return Console(width=width, highlight=False, markup=False, emoji=False, soft_wrap=False)
-
-
 def _print_plan(table: PlanTable) -> None:
-    console = _console()
-    grid = _grid(table.model_class, "role", "treatment", "parameters", "trainable", "lr multiplier", numbers=3)
+    console = new_console()
+    grid = new_grid(table.model_class, "role", "treatment", "parameters", "trainable", "lr multiplier", numbers=3)
     for row in table.rows:
         factor = "" if row.lr_multiplier is None else f"{row.lr_multiplier:.4g}"
         numbers = (f"{row.num_parameters:,}", f"{row.num_trainable:,}", factor)
         grid.add_row(Text(row.roles), row.treatment, *numbers, style=None if row.num_trainable else "dim")
     grid.add_section()
     grid.add_row("all", "", f"{table.num_parameters:,}", f"{table.num_trainable:,}", "")
-    _print_grid(console, grid)
+    print_grid(console, grid)
     share = table.num_trainable / table.num_parameters
-    _print_lines(console, f"{share:.2%} of the parameters train.", table.backward, *table.notes)
+    print_lines(console, f"{share:.2%} of the parameters train.", table.backward, *table.notes)
 
 
 def _print_layout(table: LayoutTable) -> None:
-    console = _console()
-    grid = _grid(table.model_class, "role", "modules", "parameters", numbers=1)
+    console = new_console()
+    grid = new_grid(table.model_class, "role", "modules", "parameters", numbers=1)
     for row in table.rows:
         grid.add_row(Text(row.roles), Text("\n".join(row.modules)), f"{row.num_parameters:,}")
-    _print_grid(console, grid)
-    _print_lines(console, *table.notes)
+    print_grid(console, grid)
+    print_lines(console, *table.notes)
 
 
 def _print_result(result: RunResult) -> None:
-    console = _console()
-    _print_lines(console, "")  # The Trainer's last line is just above.
-    grid = _grid(None, "metric", "value", numbers=1)
+    console = new_console()
+    print_lines(console, "")  # The Trainer's last line is just above.
+    grid = new_grid(None, "metric", "value", numbers=1)
     for name, value in result.metrics.items():
         grid.add_row(name, f"{value:.4f}")
-    _print_grid(console, grid)
+    print_grid(console, grid)
     memory = "GPU memory" if result.on_gpu else "memory of the process"
-    _print_lines(
+    print_lines(
         console,
         f"Training took {result.seconds:.1f} seconds. Peak {memory}: {result.peak_memory_bytes / _GIB:.2f} GiB.",
         f"The model is saved in {result.output_dir}. To load it:",
         "",
         *(f"    {line}".rstrip() for line in result.loading_lines),
     )
-
-
-def _grid(title: str | None, *columns: str, numbers: int) -> Table:
-    """Returns an empty table whose last columns hold numbers."""
-    grid = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for index, column in enumerate(columns):
-        is_number = index >= len(columns) - numbers
-        grid.add_column(column, justify="right" if is_number else "left", overflow="fold", no_wrap=is_number)
-    return grid
-
-
-def _print_grid(console: Console, grid: Table) -> None:
-    with console.capture() as captured:
-        console.print(grid)
-    lines = [line.rstrip() for line in captured.get().splitlines()]
-    sys.stdout.write("\n".join(lines).strip("\n") + "\n\n")
-
-
-def _print_lines(console: Console, *lines: str) -> None:
-    for line in lines:
-        console.print(line, soft_wrap=True)
