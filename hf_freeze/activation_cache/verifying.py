@@ -46,8 +46,9 @@ def verify(folder: Path) -> Verdict:
     store = ActivationStore(folder.parent, folder.name)
     with _held(folder / DATA) as handle:
         try:
-            intact, damaged = store.verify()
+            len(store)  # opens it
             opened = read_description(folder)
+            intact, damaged = store.verify()
             is_discarded = handle is not None and os.fstat(handle).st_nlink == 0
         finally:
             store.close()
@@ -58,10 +59,10 @@ def verify(folder: Path) -> Verdict:
 
 @contextlib.contextmanager
 def _held(path: Path) -> Iterator[int | None]:
-    """Yields the descriptor of a file, which tells whether the file is removed, or None where there is no file."""
+    """Yields the descriptor of a file, which tells whether the file is removed, or None where it cannot be opened."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
+    except OSError:  # the store says so in words where it needs the file
         yield None
         return
     try:
