@@ -10,6 +10,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from hf_freeze.activation_cache.cache import ActivationCache as ActivationCache
     from hf_freeze.config import load_config as load_config
     from hf_freeze.errors import CacheError as CacheError
     from hf_freeze.errors import ConfigError as ConfigError
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 # Where each public name lives. The imports above say the same to type checkers; a test keeps the two equal.
 _HOMES = {
+    "ActivationCache": "hf_freeze.activation_cache.cache",
     "CacheError": "hf_freeze.errors",
     "ConfigError": "hf_freeze.errors",
     "FreezeError": "hf_freeze.errors",

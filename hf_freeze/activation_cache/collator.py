@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sized
 from typing import Any
 
-from hf_freeze.activation_cache.keys import KEYS, row_keys
+import torch
+
+from hf_freeze.activation_cache.keys import KEYS, batch_size, row_keys
 
 
 class KeyCollator:
     """Calls another collator and adds `KEYS`, of shape (B, 2 * KEY_SIZE), last to its batch.
 
-    The batch's first tensor stays first, since accelerate reads the batch size off it.
+    The batch's first tensor stays first, since accelerate reads the batch size off it. A batch that does not have one
+    row for each row of the dataset gets no keys.
+
+    Attributes:
+        collate: The other collator.
+        adds_keys: Whether keys are added.
 
     Args:
         collate: The collator that makes the batch: a mapping of tensors.
-        label_names: Entries of the batch that are labels and do not count.
+        unkeyed: Entries of the batch that do not count: labels, and inputs of a decoder.
     """
 
-    def __init__(self, collate: Callable[[Any], Any], label_names: Collection[str] = ("labels",)) -> None:
-        self.collate = collate
-        self.label_names = frozenset(label_names)
+    def __init__(self, collate: Callable[[Any], Any], unkeyed: Collection[str] = ("labels",)) -> None:
+        self.collate: Callable[[Any], Any] = collate.collate if isinstance(collate, KeyCollator) else collate
+        self.unkeyed = frozenset(unkeyed)
+        self.adds_keys = True
 
     def __call__(self, rows: Any) -> Any:
         """Returns the other collator's batch with the keys of its rows.
@@ -29,7 +37,11 @@ class KeyCollator:
             rows: What the dataset gave.
         """
         batch = self.collate(rows)
-        batch[KEYS] = row_keys({name: value for name, value in batch.items() if name not in self.label_names})
+        if not self.adds_keys or not isinstance(batch, Mapping) or KEYS in batch:
+            return batch
+        inputs = keyed_inputs(batch, self.unkeyed)
+        if _is_tensorial(inputs) and isinstance(rows, Sized) and batch_size(inputs) == len(rows):
+            batch[KEYS] = row_keys(inputs)  # type: ignore[index]
         return batch
 
     def __getattr__(self, name: str) -> Any:
@@ -37,3 +49,17 @@ class KeyCollator:
         if name.startswith("__") or name == "collate":
             raise AttributeError(name)
         return getattr(self.collate, name)
+
+
+def keyed_inputs(batch: Mapping[str, Any], unkeyed: Collection[str]) -> dict[str, Any]:
+    """Returns what of a batch the prefix reads.
+
+    Args:
+        batch: A collated batch.
+        unkeyed: Names of labels, and of inputs of a decoder.
+    """
+    return {name: value for name, value in batch.items() if name != KEYS and name not in unkeyed}
+
+
+def _is_tensorial(inputs: Mapping[str, Any]) -> bool:
+    return any(isinstance(value, torch.Tensor) and value.ndim > 0 for value in inputs.values())

@@ -3,14 +3,14 @@
 For one forward call, the frozen entries of the stack's `ModuleList` are swapped for stand-ins that pass their input
 through; the last one returns the stored hidden states. The model's own forward runs unchanged around them (masks,
 rotary positions, embeddings), so no architecture needs code of its own. Swapping, unlike overriding `forward`, also
-skips the hooks of the blocks. Shapes: `B` batch, `L` sequence, `H` hidden; hidden states have B first, whatever the
-model does.
+skips the hooks of the blocks. The embeddings are swapped too where nothing but the blocks reads them. Shapes: `B`
+batch, `L` sequence, `H` hidden; hidden states have B first, whatever the model does.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -18,63 +18,34 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
 from hf_freeze.activation_cache.keys import batch_size
+from hf_freeze.activation_cache.stand_ins import EmbeddingStandIn, Guard, Place, StandIn, Swap
+from hf_freeze.errors import CacheError
+from hf_freeze.plan.places import ROLE_EMBEDDINGS
 from hf_freeze.plan.resolve import FreezePlan
 from hf_freeze.plan.wrappers import canonical_tree, unwrap_model
 
 # What stand-ins return beside the hidden states, where blocks return a tuple.
 Extras = Literal["none", "first"]
+# What a model raises where it misses an extra that the stand-ins do not have.
+_MISSES_EXTRAS = (AttributeError, CacheError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
 
 
 class _PrefixDone(Exception):
     """Ends a forward pass once the prefix has run: not an error, so it is never seen outside."""
 
 
-class _StandIn(nn.Module):
-    """Stands in for a frozen block: passes its input, or stored hidden states, through.
-
-    Args:
-        block: The real block; attributes that the model reads (`layer.attention_type`) are read off it.
-        extras: How many values the block returns behind the hidden states; None where it returns a tensor.
-        hidden: The stored hidden states, in the model's own order of dimensions.
-        carried: Where to keep the extras of the first block for those behind it.
-        runs: Whether the real block runs for its extras.
-    """
-
-    def __init__(
-        self,
-        block: nn.Module,
-        extras: int | None,
-        hidden: torch.Tensor | None,
-        carried: dict[str, tuple[Any, ...]],
-        *,
-        runs: bool,
-    ) -> None:
-        super().__init__()
-        # Straight into the instance: a registered block would be found by `parameters()` and moved by `to()`.
-        self.__dict__.update(block=block, extras=extras, hidden=hidden, carried=carried, runs=runs)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["block"], name)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Returns what the block would, with the stored or the given hidden states in front."""
-        given = self.__dict__
-        hidden = given["hidden"] if given["hidden"] is not None else _hidden_of(args, kwargs)
-        if given["extras"] is None:
-            return hidden
-        if given["runs"]:
-            with torch.no_grad():
-                given["carried"]["extras"] = tuple(given["block"](*args, **kwargs)[1:])
-        return (hidden, *given["carried"].get("extras", (None,) * given["extras"]))
-
-
-def _hidden_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.Tensor:
-    hidden: torch.Tensor = args[0] if args else kwargs["hidden_states"]
-    return hidden
+class _NotReplayable(Exception):
+    """The model uses its blocks in a way that cannot be replayed; the message is the reason."""
 
 
 class Replay:
     """The first stack of a model, with its frozen blocks swapped in and out.
+
+    Attributes:
+        depth: The number of blocks in the prefix.
+        batch_axis: Which dimension of the hidden states is `B`, in the model's own order.
+        extras: What stand-ins return beside the hidden states.
+        precision: The autocast dtype that the prefix runs under, or "none".
 
     Args:
         model: The model that carries the plan, wrapped or not.
@@ -86,147 +57,236 @@ class Replay:
         self.depth = plan.depth
         self.batch_axis = 0
         self.extras: Extras = "none"
-        path = plan.layout.stacks[0].path
-        self._list = next(node.inner for node in canonical_tree(model).walk() if node.path == path)
+        self.precision = "none"
+        tree = canonical_tree(model)
+        nodes = {node.path: node for node in tree.walk()}
+        self._inner = tree.inner
+        self._list = nodes[plan.layout.stacks[0].path].inner
+        self._embeddings = _places(self.model, [nodes[p].outer for p in plan.layout.modules.get(ROLE_EMBEDDINGS, ())])
         # How many values each block of the prefix returns behind the hidden states; None where it returns a tensor.
         self._returns: list[int | None] = [None] * self.depth
         # An exception out of the forward pass leaves the root of an FSDP2 model in a state that it does not expect.
         self._may_stop = not isinstance(self.model, FSDPModule)
 
-    def prefix(self, inputs: Mapping[str, Any], *, start: int = 0, hidden: torch.Tensor | None = None) -> torch.Tensor:
-        """Runs the frozen prefix alone, without gradients, and returns its output of shape (B, L, H).
+    def prefix(
+        self,
+        inputs: Mapping[str, Any],
+        *,
+        start: int = 0,
+        hidden: torch.Tensor | None = None,
+        as_it_trains: bool = False,
+    ) -> torch.Tensor:
+        """Runs the frozen prefix alone, in eval mode and without gradients, and returns its output of shape (B, L, H).
 
         Args:
-            inputs: The model's inputs, without labels.
+            inputs: The model's inputs.
             start: The number of blocks whose output is given.
             hidden: This output, of shape (B, L, H).
+            as_it_trains: Whether to leave modes and gradients as they are instead.
         """
         found: list[torch.Tensor] = []
 
         def keep(module: nn.Module, args: Any, output: Any) -> None:
-            found.append(output[0] if isinstance(output, tuple) else output)
+            found.append(_first(output))
             if self._may_stop:
                 raise _PrefixDone
 
         handle = self._blocks()[self.depth - 1].register_forward_hook(keep)
         try:
             with contextlib.ExitStack() as stack:
-                stack.enter_context(torch.no_grad())
+                if not as_it_trains:
+                    stack.enter_context(torch.no_grad())
+                    stack.enter_context(evaluating(self.model))
                 if hidden is not None:
-                    stack.enter_context(self.serve(hidden, depth=start))
+                    stack.enter_context(self._swap(hidden, start)[0])
                 if not self._may_stop:
                     stack.enter_context(self._without_suffix())
                 stack.enter_context(contextlib.suppress(_PrefixDone))
                 self.model(**inputs)
         finally:
             handle.remove()
-        return found[0].detach().movedim(self.batch_axis, 0)
+        return found[0].movedim(self.batch_axis, 0)
 
     @contextlib.contextmanager
-    def serve(self, hidden: torch.Tensor, *, depth: int | None = None) -> Iterator[None]:
+    def serve(self, hidden: torch.Tensor, inputs: Mapping[str, Any]) -> Iterator[None]:
         """Swaps frozen blocks for stand-ins, so that forward calls inside continue from `hidden`.
+
+        Calls that it does not answer run in full: with other inputs, from a key-value cache, or asking for hidden
+        states, attentions or router logits.
 
         Args:
             hidden: The output of the prefix, of shape (B, L, H).
-            depth: The number of blocks that stand-ins replace; the whole prefix where left out.
+            inputs: What it belongs to, labels excluded.
+
+        Raises:
+            CacheError: A call went past the frozen blocks.
         """
-        depth = self.depth if depth is None else depth
-        ordered = hidden.movedim(0, self.batch_axis)
-        carried: dict[str, tuple[Any, ...]] = {}
-        stand_ins = {
-            index: _StandIn(
-                block,
-                self._returns[index],
-                ordered if index == depth - 1 else None,
-                carried,
-                runs=self.extras == "first" and index == 0,
-            )
-            for index, block in enumerate(self._blocks()[:depth])
-        }
-        with self._swapped(stand_ins):
+        swap, last = self._swap(hidden, self.depth)
+        with swap, Guard(self._inner, inputs).watching(swap, last):
             yield
 
-    def probe(self, inputs: Mapping[str, Any]) -> str | None:
+    def probe(self, inputs: Mapping[str, Any], *, label_names: Collection[str] = ("labels",)) -> str | None:
         """Finds out how the blocks return and whether replay is exact; returns the reason where it is not.
 
-        Runs the model a few times in eval mode; the mode is as before afterwards.
+        Runs the model a few times in eval mode; the modes are as before afterwards.
 
         Args:
             inputs: A batch of at least two rows, labels included.
+            label_names: The names of its labels.
         """
-        training = self.model.training
-        self.model.eval()
-        try:
-            with torch.no_grad():
-                return self._probe(inputs)
-        finally:
-            self.model.train(training)
+        keyed = {name: value for name, value in inputs.items() if name not in label_names}
+        with torch.no_grad(), evaluating(self.model):
+            try:
+                expected, whole = self._plain(inputs)
+            except _NotReplayable as error:
+                return str(error)
+            axis = self._find_batch_axis(inputs)
+            if axis is None:
+                return "the hidden states of the model have no batch dimension"
+            self.batch_axis = axis
+            hidden = self.prefix(inputs)
+            embeddings = [place for place in self._embeddings if whole.get(place) == (hidden.shape, hidden.dtype)]
+            choices: tuple[tuple[list[Place], Extras], ...] = ((embeddings, "none"), ([], "none"), ([], "first"))
+            for self._embeddings, self.extras in choices:
+                if self._is_exact(inputs, keyed, hidden.clone(), expected):
+                    return None
+        return "the model reads more of its frozen blocks than their hidden states"
 
-    def _probe(self, inputs: Mapping[str, Any]) -> str | None:
-        expected = self._plain(inputs)
-        axis = self._find_batch_axis(inputs)
-        if axis is None:
-            return "the hidden states of the model have no batch dimension"
-        self.batch_axis = axis
-        hidden = self.prefix(inputs)
-        choices: tuple[Extras, ...] = ("none", "first") if any(self._returns) else ("none",)
-        for extras in choices:
-            self.extras = extras
-            if self._is_exact(inputs, hidden, expected):
-                return None
-        return "the blocks of the model hand on more than hidden states, which would have to be computed anyway"
+    def _plain(
+        self, inputs: Mapping[str, Any]
+    ) -> tuple[list[torch.Tensor], dict[Place, tuple[torch.Size, torch.dtype] | None]]:
+        """Runs the model as it is, and notes what the blocks of the prefix and the embeddings return.
 
-    def _plain(self, inputs: Mapping[str, Any]) -> list[torch.Tensor]:
-        """Runs the model as it is, notes what each block of the prefix returns, and returns the outputs."""
+        Args:
+            inputs: A batch.
+
+        Returns:
+            The outputs, and shape and dtype of what those embeddings return that run once and return a tensor.
+        """
+        embedded: dict[Place, tuple[torch.Size, torch.dtype] | None] = {}
+        called: set[int] = set()
 
         def note(index: int) -> Callable[[nn.Module, Any, Any], None]:
             def hook(module: nn.Module, args: Any, output: Any) -> None:
-                self._returns[index] = len(output) - 1 if isinstance(output, tuple) else None
+                self._returns[index] = len(output) - 1 if isinstance(output, tuple | list) else None
+                self.precision = _autocast_of(_first(output).device.type)
+                called.add(index)
+
+            return hook
+
+        def note_embeddings(place: Place) -> Callable[[nn.Module, Any, Any], None]:
+            def hook(module: nn.Module, args: Any, output: Any) -> None:
+                is_first = place not in embedded and isinstance(output, torch.Tensor)
+                embedded[place] = (output.movedim(self.batch_axis, 0).shape, output.dtype) if is_first else None
 
             return hook
 
         blocks = self._blocks()[: self.depth]
         handles = [block.register_forward_hook(note(index)) for index, block in enumerate(blocks)]
+        handles += [place.module.register_forward_hook(note_embeddings(place)) for place in self._embeddings]
         try:
-            return tensors_of(self.model(**inputs))
+            outputs = tensors_of(self.model(**inputs))
         finally:
             for handle in handles:
                 handle.remove()
+        if len(called) < self.depth:
+            raise _NotReplayable("the model does not call its blocks as modules, one after the other")
+        return outputs, embedded
 
-    def _is_exact(self, inputs: Mapping[str, Any], hidden: torch.Tensor, expected: Sequence[torch.Tensor]) -> bool:
+    def _is_exact(
+        self,
+        inputs: Mapping[str, Any],
+        keyed: Mapping[str, Any],
+        hidden: torch.Tensor,
+        expected: Sequence[torch.Tensor],
+    ) -> bool:
+        swap, last = self._swap(hidden, self.depth)
         try:
-            with self.serve(hidden):
+            with swap, Guard(self._inner, keyed).watching(swap, last):
                 replayed = tensors_of(self.model(**inputs))
-        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
-            return False  # The model needs an extra that the stand-ins do not have.
-        return len(replayed) == len(expected) and all(map(torch.equal, replayed, expected))
+        except _MISSES_EXTRAS:
+            return False
+        is_served = bool(last.__dict__["was_called"])
+        return is_served and len(replayed) == len(expected) and all(map(torch.equal, replayed, expected))
 
     def _find_batch_axis(self, inputs: Mapping[str, Any]) -> int | None:
         """Returns the dimension that shrinks when a row is left out."""
         size = batch_size(inputs)
         shapes = [self.prefix(select_rows(inputs, range(rows), size)).shape for rows in (size, size - 1)]
+        if len(shapes[0]) != len(shapes[1]):
+            return None
         shrunk = [axis for axis, (all_rows, fewer) in enumerate(zip(*shapes, strict=True)) if all_rows != fewer]
         return shrunk[0] if len(shrunk) == 1 and shapes[0][shrunk[0]] == size else None
 
     def _blocks(self) -> list[nn.Module]:
         return [module for module in self._list._modules.values() if module is not None]
 
-    @contextlib.contextmanager
-    def _swapped(self, stand_ins: Mapping[int, _StandIn]) -> Iterator[None]:
-        names, blocks = list(self._list._modules), self._blocks()
-        for index, stand_in in stand_ins.items():
-            self._list._modules[names[index]] = stand_in
-        try:
-            yield
-        finally:
-            for index in stand_ins:
-                self._list._modules[names[index]] = blocks[index]
+    def _block_places(self) -> list[Place]:
+        return [Place(self._list, name, module) for name, module in self._list._modules.items() if module is not None]
 
-    def _without_suffix(self) -> contextlib.AbstractContextManager[None]:
+    def _swap(self, hidden: torch.Tensor, depth: int) -> tuple[Swap, StandIn]:
+        """Returns stand-ins for the embeddings and the first blocks, and the one that returns the hidden states."""
+        ordered = hidden.movedim(0, self.batch_axis)
+        carried: dict[str, tuple[Any, ...]] = {}
+        stand_ins = [
+            StandIn(
+                place.module,
+                self._returns[index],
+                ordered if index == depth - 1 else None,
+                carried,
+                runs=self.extras == "first" and index == 0,
+            )
+            for index, place in enumerate(self._block_places()[:depth])
+        ]
+        changes: list[tuple[Place, nn.Module]] = list(zip(self._block_places(), stand_ins, strict=False))
+        if self.extras == "none":  # the first block may need what the embeddings really are
+            changes += [(place, EmbeddingStandIn(place.module, ordered)) for place in self._embeddings]
+        return Swap(changes), stand_ins[-1]
+
+    def _without_suffix(self) -> Swap:
         """Lets hidden states pass through the blocks behind the prefix."""
         returns = self._returns[-1]
-        behind = enumerate(self._blocks()[self.depth :], start=self.depth)
-        return self._swapped({index: _StandIn(block, returns, None, {}, runs=False) for index, block in behind})
+        behind = self._block_places()[self.depth :]
+        return Swap([(place, StandIn(place.module, returns, None, {}, runs=False)) for place in behind])
+
+
+def _places(model: nn.Module, modules: Sequence[nn.Module]) -> list[Place]:
+    """Returns where some modules of a model are registered."""
+    wanted = {id(module) for module in modules}
+    return [
+        Place(holder, name, child)
+        for holder in model.modules()
+        for name, child in holder._modules.items()
+        if child is not None and id(child) in wanted
+    ]
+
+
+def _first(output: Any) -> torch.Tensor:
+    """Returns the hidden states that a block returns, alone or in front of other values."""
+    hidden = output[0] if isinstance(output, tuple | list) and output else output
+    if not isinstance(hidden, torch.Tensor):
+        raise _NotReplayable(f"the blocks of the model return {type(hidden).__name__} in place of hidden states")
+    return hidden
+
+
+def _autocast_of(device_type: str) -> str:
+    return str(torch.get_autocast_dtype(device_type)) if torch.is_autocast_enabled(device_type) else "none"
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Keeps a model in eval mode, and gives every module its own mode back.
+
+    Args:
+        model: Any module.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def select_rows(inputs: Mapping[str, Any], rows: Sequence[int], size: int) -> dict[str, Any]:

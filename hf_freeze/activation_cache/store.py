@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import mmap
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -43,6 +44,7 @@ class ActivationStore:
         folder: Where the rows lie: `root/fingerprint`.
         writable: Whether rows are still stored; False after the disk, or `max_size`, was full.
         reason: Why rows are no longer stored.
+        max_size: How large the file may become, in bytes; None leaves it to the disk.
 
     Args:
         root: The folder with all stores, on a local disk.
@@ -67,7 +69,7 @@ class ActivationStore:
         self.writable = True
         self.reason: str | None = None
         self._dtype = dtype
-        self._max_size = max_size
+        self.max_size = max_size
         now = time.time()
         name = "" if dtype is None else dtype_name(dtype)
         self._description = Description(fingerprint, model, depth, name, created=now, last_used=now)
@@ -291,9 +293,9 @@ class ActivationStore:
             intact, name = _find_intact(transaction, key)
             if intact is not None:
                 continue
-            size += _size_in_file(record, page_size)
-            if self._max_size is not None and size > self._max_size:
-                self._stop_writing(f"{self.folder} has reached activation_cache.max_size, {self._max_size} bytes")
+            size += size_in_file(len(record), page_size)
+            if self.max_size is not None and size > self.max_size:
+                self._stop_writing(f"{self.folder} has reached activation_cache.max_size, {self.max_size} bytes")
                 break
             transaction.put(name, record)
             written += 1
@@ -338,8 +340,13 @@ def _examine(transaction: lmdb.Transaction[memoryview], name: bytes, stored: mem
     return False, any(_find_intact(transaction, key)[0] is not None for key in keys)
 
 
-def _size_in_file(record: bytes, page_size: int) -> int:
-    """Returns about how many bytes a record adds to the file; a large one has a header and fills whole pages."""
-    if len(record) <= _MAX_INLINE_SIZE:
-        return len(record) + 32
-    return -(-(len(record) + 16) // page_size) * page_size
+def size_in_file(record_size: int, page_size: int = mmap.PAGESIZE) -> int:
+    """Returns about how many bytes a record adds to the file; a large one has a header and fills whole pages.
+
+    Args:
+        record_size: The size of the record, in bytes.
+        page_size: That of a page of the file, in bytes.
+    """
+    if record_size <= _MAX_INLINE_SIZE:
+        return record_size + 32
+    return -(-(record_size + 16) // page_size) * page_size

@@ -172,10 +172,11 @@ def _keep_detached(model: nn.Module, *, frozen: bool) -> None:
 
 def _input_embeddings(module: PreTrainedModel) -> nn.Module | None:
     try:
-        return module.get_input_embeddings()
+        embeddings = module.get_input_embeddings()
     except NotImplementedError:
         # Models without a single embedding module (most audio encoders); checkpointing adds no hook to them either.
         return None
+    return embeddings if isinstance(embeddings, nn.Module) else None  # Perceiver's are a parameter.
 
 
 def _remove_hooks(hooks: dict[int, Any], function: object) -> None:

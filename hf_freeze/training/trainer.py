@@ -16,6 +16,7 @@ from transformers.trainer_optimizer import is_optimizer_factory
 from transformers.training_args import OptimizerNames
 
 from hf_freeze.config import (
+    ActivationCacheConfig,
     AdapterConfig,
     FreezeConfig,
     LearningRateMultipliers,
@@ -29,6 +30,7 @@ from hf_freeze.plan.optimizer import parameter_groups, role_multipliers
 from hf_freeze.plan.prepare import freeze_model
 from hf_freeze.plan.resolve import FreezeState
 from hf_freeze.training.backends import check_backend, reshard, shard_by_block
+from hf_freeze.training.caching import CachingMixin
 from hf_freeze.training.callbacks import AuditCallback, LearningRateCallback
 from hf_freeze.training.loss import count_items, loss_responds, scale_loss
 from hf_freeze.training.resuming import CheckpointMixin
@@ -36,7 +38,7 @@ from hf_freeze.training.resuming import CheckpointMixin
 logger = logging.getLogger(__name__)
 
 
-class FreezeMixin(CheckpointMixin):
+class FreezeMixin(CachingMixin, CheckpointMixin):
     """Adds a freeze plan to a `Trainer` class; list it first among the bases.
 
     Args:
@@ -47,6 +49,7 @@ class FreezeMixin(CheckpointMixin):
         adapters: Entries of one PEFT method: mappings with `peft_type`, or PEFT config objects.
         schedule: The `schedule` section; `{"type": "static"}` keeps the plan as it is.
         lr_multipliers: The `lr_multipliers` section: factors on the learning rate.
+        activation_cache: The `activation_cache` section: a mapping such as `{"enabled": False}`, or an instance.
         blocks_path: Path of the `nn.ModuleList` that holds the blocks, where it cannot be found by itself.
         allow_changed_plan: Whether a checkpoint of another plan may be resumed; its optimizer state is then left out.
         keywords: The Trainer's further keyword arguments.
@@ -55,6 +58,7 @@ class FreezeMixin(CheckpointMixin):
         ConfigError: A section cannot be read; every problem is listed.
         LayoutError: The blocks of the model cannot be found.
         PlanError: The request does not fit the model or the training arguments.
+        CacheError: `activation_cache.enabled` is true, and the plan leaves nothing to cache.
     """
 
     def __init__(
@@ -66,6 +70,7 @@ class FreezeMixin(CheckpointMixin):
         adapters: Iterable[AdapterConfig | Mapping[str, object] | object] = (),
         schedule: ScheduleConfig | Mapping[str, object] | None = None,
         lr_multipliers: LearningRateMultipliers | Mapping[str, object] | None = None,
+        activation_cache: ActivationCacheConfig | Mapping[str, object] | None = None,
         blocks_path: str | None = None,
         allow_changed_plan: bool = False,
         **keywords: Any,
@@ -75,6 +80,7 @@ class FreezeMixin(CheckpointMixin):
         self._adapter_entries = tuple(parse_adapters(adapters))
         self._blocks_path = blocks_path
         self._multipliers = parse_section(LearningRateMultipliers, lr_multipliers or {}, key="lr_multipliers")
+        self._cache_section = parse_section(ActivationCacheConfig, activation_cache or {}, key="activation_cache")
         self._has_multipliers = self._multipliers != LearningRateMultipliers()
         self._allow_changed_plan = allow_changed_plan
         self._loss_responds: bool | None = None
@@ -86,6 +92,7 @@ class FreezeMixin(CheckpointMixin):
         self._rates = LearningRateCallback()
         if self._has_multipliers:
             self.add_callback(self._rates)
+        self._start_caching()
 
     def _check_request(self, model: Any, keywords: Mapping[str, Any]) -> None:
         if isinstance(model, str):

@@ -1,0 +1,113 @@
+"""Computes and stores the rows of a dataset before training, in batches of rows of equal length, which need no padding.
+
+Shapes: `B` batch, `L` sequence length of the batch, padding included.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import torch
+from tqdm.auto import tqdm
+
+from hf_freeze.activation_cache.keys import KEYS
+from hf_freeze.activation_cache.outputs import PrefixOutputs
+from hf_freeze.activation_cache.processes import rank_and_world
+from hf_freeze.activation_cache.rows import Rows, Survey, expected_maximum, kept_random_state
+
+# Rows in one batch at least: smaller ones leave the processor idle.
+_MIN_BATCH_SIZE = 32
+# Bytes that are put at once: a transaction has to reach the disk before the next one begins.
+_BYTES_AT_ONCE = 16 << 20
+# What storing a row costs, as a share of computing it.
+_STORING = 0.1
+
+
+def survey(outputs: PrefixOutputs, rows: Rows) -> Survey:
+    """Looks at a sample of the rows, and returns what it says about all.
+
+    Args:
+        outputs: The outputs of the prefix.
+        rows: The rows.
+    """
+    num_stored = 0
+    positions: list[int] = []
+    widths: list[int] = []
+    with kept_random_state():
+        batches = rows.survey()
+    for batch in batches:
+        keyed = rows.keyed(batch)
+        num_stored += sum(outputs.store.has(outputs.names(keyed, batch.get(KEYS))))
+        positions += outputs.num_positions(keyed)
+        mask = keyed.get("attention_mask")
+        widths.append(mask.shape[1] if mask is not None and mask.ndim == 2 else positions[-1])
+    padded = float(max(widths)) if len(set(widths)) == 1 else expected_maximum(widths, rows.batch_size)
+    mean = sum(positions) / len(positions)
+    return Survey(
+        num_rows=len(rows),
+        stored_share=num_stored / len(batches),
+        row_bytes=sum(outputs.stored_bytes(count) for count in positions) / len(positions),
+        positions=mean,
+        padded_positions=padded if outputs.trims else mean,
+    )
+
+
+def pays(surveys: Sequence[tuple[Survey, float]]) -> bool:
+    """Returns whether it takes less to compute the rows once and store them than to compute them in every pass.
+
+    Counted in positions of the prefix, padding included.
+
+    Args:
+        surveys: What is known about the rows of each dataset, and how often training passes over them.
+    """
+    without = sum(passes * found.num_rows * found.padded_positions for found, passes in surveys)
+    once = sum((1 - found.stored_share) * found.num_rows * found.positions for found, _ in surveys)
+    return without > (1 + _STORING) * once
+
+
+def build(outputs: PrefixOutputs, rows: Rows, *, description: str, show_progress: bool) -> None:
+    """Computes and stores what is missing of the rows; each process takes its share.
+
+    Args:
+        outputs: The outputs of the prefix.
+        rows: The rows.
+        description: What the progress bar says.
+        show_progress: Whether there is one.
+    """
+    rank, world = rank_and_world()
+    lengths = rows.lengths()
+    order = list(range(len(rows))) if lengths is None else sorted(range(len(rows)), key=lengths.__getitem__)
+    # All processes get equally many batches, since they may have to run the prefix together; a last row may come twice.
+    share = [order[min(rank + world * step, len(order) - 1)] for step in range(-(-len(order) // world))]
+    start = time.perf_counter()
+    with (
+        kept_random_state(),
+        tqdm(total=len(share), desc=description, unit=" rows", disable=not show_progress or rank > 0) as bar,
+    ):
+        _build(outputs, rows, share, bar)
+    outputs.stats.build_seconds += time.perf_counter() - start
+
+
+def _build(outputs: PrefixOutputs, rows: Rows, order: Sequence[int], bar: tqdm[None]) -> None:
+    start = time.perf_counter()
+    device = next(outputs.replay.model.parameters()).device
+    pending: list[tuple[bytes, torch.Tensor]] = []
+    pending_bytes = num_positions = 0
+    for batch in rows.batches(order, max(_MIN_BATCH_SIZE, rows.batch_size)):
+        keyed = rows.keyed(batch)
+        names = outputs.names(keyed, batch.pop(KEYS, None))
+        batch = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
+        fresh = outputs.missing(batch, keyed, names)
+        pending += fresh
+        pending_bytes += sum(value.nbytes for _, value in fresh)
+        if pending_bytes >= _BYTES_AT_ONCE:
+            outputs.stats.built += outputs.store.put(pending)
+            pending, pending_bytes = [], 0
+        num_positions += sum(outputs.num_positions(keyed))
+        rate = num_positions / (time.perf_counter() - start)
+        bar.set_postfix_str(f"{rate:,.0f} tokens/s, {outputs.store.num_bytes / 1e6:,.0f} MB", refresh=False)
+        bar.update(len(names))
+        if not outputs.store.writable and not outputs.runs_on_all:
+            break
+    outputs.stats.built += outputs.store.put(pending)

@@ -1,0 +1,382 @@
+"""The activation cache of one model: whether it holds, and batches served from it.
+
+Shapes: `B` batch, `L` sequence length of the batch, padding included, `H` hidden.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import logging
+import time
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
+from torch.utils.data import DataLoader
+
+from hf_freeze.activation_cache import building
+from hf_freeze.activation_cache.checks import (
+    PROBE_SIZE,
+    few_rows,
+    find_trimming,
+    pads_to_the_longest,
+    reason_of_model,
+    reason_of_plan,
+    reason_of_prefix,
+)
+from hf_freeze.activation_cache.collator import KeyCollator, keyed_inputs
+from hf_freeze.activation_cache.keys import (
+    KEYS,
+    batch_size,
+    decoder_inputs,
+    model_name,
+    prefix_fingerprints,
+    prefix_parameters,
+)
+from hf_freeze.activation_cache.outputs import CacheStats, PrefixOutputs
+from hf_freeze.activation_cache.processes import first_reason, is_main_process, of_all_shards, wait_for_all
+from hf_freeze.activation_cache.records import dtype_name
+from hf_freeze.activation_cache.replay import Replay
+from hf_freeze.activation_cache.rows import Rows, Survey, kept_random_state
+from hf_freeze.activation_cache.shelf import Shelf
+from hf_freeze.activation_cache.store import ActivationStore
+from hf_freeze.config import ActivationCacheConfig, parse_section
+from hf_freeze.errors import CacheError
+from hf_freeze.plan.apply import plan_of
+from hf_freeze.plan.resolve import FreezePlan
+from hf_freeze.plan.wrappers import unwrap_model
+
+logger = logging.getLogger(__name__)
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# What a model may raise on a batch that is not meant for it as it is.
+_MODEL_ERRORS = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
+
+
+class ActivationCache:
+    """Computes the outputs of the frozen prefix once per row, keeps them, and runs the rest of the model on them.
+
+    ```
+    cache = ActivationCache(model)
+    loader = cache.wrap(loader)
+    for batch in loader:
+        with cache.serve(batch) as inputs:
+            model(**inputs).loss.backward()
+    ```
+
+    Attributes:
+        model: The model.
+        plan: What is frozen in it.
+        reason: Why the cache is off; None where it is on, or nothing is known yet.
+        stats: What it did.
+
+    Args:
+        model: The model that carries a plan, wrapped or not.
+        plan: What is frozen in it; the plan that was applied where it is left out.
+        section: The `activation_cache` section: a mapping with its keys, or an instance.
+        label_names: Names of the labels in a batch: they do not change what the prefix computes.
+
+    Raises:
+        ConfigError: The section cannot be read.
+        PlanError: No plan was applied to the model.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        plan: FreezePlan | None = None,
+        section: ActivationCacheConfig | Mapping[str, object] | None = None,
+        *,
+        label_names: Collection[str] = ("labels",),
+    ) -> None:
+        self.section = parse_section(ActivationCacheConfig, section or {}, key="activation_cache")
+        self.model = model
+        self.plan = plan_of(model) if plan is None else plan
+        self.unkeyed = frozenset((*label_names, *decoder_inputs(model)))
+        self.stats = CacheStats()
+        self.reason: str | None = None
+        self._label_names = tuple(label_names)
+        self._outputs: PrefixOutputs | None = None
+        self._is_decided = False
+        self._keys_repeat = False
+        self._shelf = Shelf(self.section)
+        self._watched: list[nn.Parameter] = []
+        self._seen: list[tuple[int, int]] = []
+
+    @property
+    def is_on(self) -> bool:
+        """Whether batches are served from the cache."""
+        return self._outputs is not None
+
+    @property
+    def num_rows(self) -> int:
+        """How many rows are stored."""
+        return 0 if self._outputs is None else len(self._outputs.store)
+
+    @property
+    def keys_repeat(self) -> bool:
+        """Whether a row has the same key in every batch; False where it depends on how far the batch is padded."""
+        return self._keys_repeat
+
+    @property
+    def is_decided(self) -> bool:
+        """Whether it is known if the cache is on."""
+        return self._is_decided
+
+    def prepare(self, batch: Mapping[str, Any]) -> bool:
+        """Finds out on a few rows whether the cache holds for this model, and returns it.
+
+        Nothing is stored, and random state, modes and buffers are as before afterwards.
+
+        Args:
+            batch: A batch as the model is called with it, labels included; up to eight of its rows are used.
+
+        Raises:
+            CacheError: The cache does not hold, and `enabled` is true.
+        """
+        try:
+            reason = self._start(batch)
+        except CacheError as error:
+            reason = str(error)
+        return self._decide(first_reason(reason))
+
+    def prepare_from(self, loader: DataLoader[Any]) -> bool:
+        """Finds out on a few rows of a loader whether the cache holds, and returns it.
+
+        The rows are fetched twice: where they differ, because of augmentation or masking, the cache is off.
+
+        Args:
+            loader: The loader; its collator is used, its iteration is left alone.
+
+        Raises:
+            CacheError: The cache does not hold, and `enabled` is true.
+        """
+        reason = self._reason_without_rows()
+        batch: dict[str, Any] | None = None
+        if reason is None:
+            with kept_random_state():
+                batch, reason = Rows(loader, self.unkeyed).fetch_probe(PROBE_SIZE)
+        reason = first_reason(reason)
+        if reason is not None or batch is None:
+            return self._decide(reason)
+        device = next(self.model.parameters()).device
+        return self.prepare({n: v.to(device) if isinstance(v, torch.Tensor) else v for n, v in batch.items()})
+
+    def turn_off(self, reason: str) -> None:
+        """Turns the cache off for good.
+
+        Args:
+            reason: Why; it is said once.
+
+        Raises:
+            CacheError: `enabled` is true.
+        """
+        self._decide(reason)
+
+    def survey(self, loader: DataLoader[Any]) -> Survey:
+        """Looks at a sample of the rows of a loader, and returns what it says about all.
+
+        Args:
+            loader: A loader whose dataset has a length.
+
+        Raises:
+            CacheError: The cache is off.
+        """
+        return building.survey(self._on(), Rows(loader, self.unkeyed))
+
+    def build(self, *loaders: DataLoader[Any], show_progress: bool = True) -> None:
+        """Computes and stores the rows of some loaders that are not stored, in batches of rows of equal length.
+
+        Rows of which a sample is stored already are left alone: what is missing of them is computed when it is needed.
+
+        Args:
+            loaders: Loaders whose datasets have a length; their collators are used, their iteration is left alone.
+            show_progress: Whether to show a progress bar with rows, tokens per second, bytes and the time left.
+
+        Raises:
+            CacheError: The cache does not hold or does not fit, and `enabled` is true.
+        """
+        if not self._is_decided and loaders:
+            self.prepare_from(loaders[0])
+        if self._outputs is None:
+            return
+        outputs = self._outputs
+        surveys = [building.survey(outputs, Rows(loader, self.unkeyed)) for loader in loaders]
+        self._reserve(sum(found.missing_bytes for found in surveys))
+        for loader, found in zip(loaders, surveys, strict=True):
+            if self.is_on and found.stored_share < 1:
+                building.build(
+                    outputs,
+                    Rows(loader, self.unkeyed),
+                    description="Building the activation cache",
+                    show_progress=show_progress,
+                )
+        self.stats.num_bytes = outputs.store.num_bytes
+        wait_for_all()
+
+    def wrap(self, loader: Iterable[Any]) -> Iterable[Any]:
+        """Returns the loader with the keys of its rows in every batch: workers compute them ahead of the main process.
+
+        Args:
+            loader: A `DataLoader`; any other iterable is returned as it is, and `serve` computes the keys.
+
+        Raises:
+            CacheError: The cache does not hold, and `enabled` is true.
+        """
+        if not isinstance(loader, DataLoader):
+            return loader
+        if not self._is_decided:
+            self.prepare_from(loader)
+        if not self.is_on:
+            return loader
+        wrapped = copy.copy(loader)
+        wrapped.collate_fn = KeyCollator(loader.collate_fn, self.unkeyed)
+        return wrapped
+
+    @contextlib.contextmanager
+    def serve(self, batch: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        """Has the model's calls with this batch start behind the frozen prefix; yields the batch without keys.
+
+        Rows that are not stored are computed and stored. Calls with other inputs run in full.
+
+        Args:
+            batch: A batch, on the model's device.
+
+        Raises:
+            CacheError: The cache does not hold, and `enabled` is true.
+        """
+        inputs = dict(batch)
+        keys = inputs.pop(KEYS, None)
+        if self.is_on and self._state_of_prefix() != self._seen:
+            self.refresh()
+        if not self._is_decided:
+            self.prepare(inputs)
+        keyed = keyed_inputs(inputs, self.unkeyed)
+        if self._outputs is None or not _has_rows(keyed, keys):
+            yield inputs
+            return
+        hidden = self._outputs.fetch(inputs, keyed, self._outputs.names(keyed, keys))
+        with self._outputs.replay.serve(hidden, keyed):
+            yield inputs
+
+    def refresh(self) -> None:
+        """Has the next batch decide anew and take the fingerprint anew, as after weights were loaded.
+
+        This happens by itself where parameters of the prefix change: in place, their memory, or their dtype. Only
+        values that are written through `parameter.data`, and those of sharded weights, change unseen.
+        """
+        self.close()
+        if self.is_on:
+            self._outputs, self._is_decided = None, False
+
+    def close(self) -> None:
+        """Notes the size of the store and closes it; the next use opens it again."""
+        if self._outputs is not None:
+            self.stats.num_bytes = self._outputs.store.num_bytes
+            self._outputs.store.close()
+
+    def _on(self) -> PrefixOutputs:
+        if self._outputs is None:
+            raise CacheError(
+                f"activation_cache: the cache is off; got a call that needs it. "
+                f"{_sentence(self.reason or 'prepare() was not called')} Call prepare() first and look at is_on."
+            )
+        return self._outputs
+
+    def _decide(self, reason: str | None) -> bool:
+        """Takes note of whether the cache is on, and says once why it is not."""
+        self._is_decided = True
+        if reason is None:
+            return True
+        self._outputs, self.reason = None, reason
+        if self.section.enabled is True:
+            raise CacheError(
+                reason
+                if reason.startswith("activation_cache.")
+                else f"activation_cache.enabled: the cache cannot be used here; got True. {_sentence(reason)} "
+                "Set activation_cache.enabled to auto or false, or change what stands in its way."
+            )
+        if self.section.enabled == "auto" and self.plan.depth > 0 and is_main_process():
+            logger.warning("activation_cache: off. %s", _sentence(reason))
+        return False
+
+    def _reason_without_rows(self) -> str | None:
+        if self.section.enabled is False:
+            return "activation_cache.enabled is false"
+        return reason_of_plan(self.plan) or reason_of_model(self.model)
+
+    def _start(self, batch: Mapping[str, Any]) -> str | None:
+        """Runs the model on a few rows and opens the store, or returns why the cache cannot be used."""
+        if (reason := self._reason_without_rows()) is not None:
+            return reason
+        inputs = {name: value for name, value in batch.items() if name != KEYS}
+        keyed = keyed_inputs(inputs, self.unkeyed)
+        if not _has_rows(keyed, None):
+            return "the inputs of the model are not tensors with one row for each example"
+        inputs = few_rows(inputs, keyed)
+        keyed = keyed_inputs(inputs, self.unkeyed)
+        replay = Replay(self.model, self.plan)
+        try:
+            with kept_random_state():
+                reason = replay.probe(inputs, label_names=self._label_names) or reason_of_prefix(replay, inputs)
+        except _MODEL_ERRORS as error:
+            return f"the model cannot be called with a batch as it is ({type(error).__name__}: {error})"
+        if reason is not None:
+            return reason
+        start = time.perf_counter()
+        hidden = replay.prefix(inputs)
+        self.stats.compute_seconds += time.perf_counter() - start
+        self.stats.computed_positions += hidden[..., 0].numel()
+        dtype = _DTYPES.get(self.section.dtype, hidden.dtype)
+        trims = find_trimming(replay, inputs, keyed, hidden, dtype)
+        if trims is None:
+            return "replaying the frozen blocks gives other results while training: something random is left in them"
+        self._keys_repeat = trims or not pads_to_the_longest(keyed)
+        if not self._keys_repeat and self.section.enabled == "auto":
+            return (
+                "hidden states cannot be cut to the real tokens of a row, since padding changes them or they have "
+                "other positions, and batches are padded to different lengths; rows padded to one length can be cached"
+            )
+        store, shallower = self._open(replay, dtype)
+        self._outputs = PrefixOutputs(
+            replay, store, shallower, trims=trims, stored_dtype=dtype, hidden=hidden, stats=self.stats
+        )
+        return None
+
+    def _open(self, replay: Replay, dtype: torch.dtype) -> tuple[ActivationStore, dict[int, ActivationStore]]:
+        """Opens the store of the prefix, and those of shorter prefixes that exist."""
+        device = next(self.model.parameters()).device.type
+        prints = prefix_fingerprints(
+            self.model,
+            self.plan,
+            depth=self.plan.depth,
+            environment=f"autocast {replay.precision} stored {dtype_name(dtype)} device {device}",
+        )
+        if isinstance(unwrap_model(self.model), FSDPModule):
+            prints = of_all_shards(prints)
+        self._watched = prefix_parameters(self.model, self.plan)
+        self._seen = self._state_of_prefix()
+        return self._shelf.open(prints, model=model_name(self.model), dtype=dtype)
+
+    def _reserve(self, num_bytes: int) -> None:
+        """Makes room for rows that will be stored, or turns the cache off where there is none."""
+        reason = self._shelf.reserve(self._on().store, num_bytes) if is_main_process() else None
+        if (reason := first_reason(reason)) is not None:
+            self._decide(reason)
+
+    def _state_of_prefix(self) -> list[tuple[int, int]]:
+        """Returns what changes when a parameter of the prefix is written to, or gets other memory or another dtype."""
+        return [(parameter._version, parameter.data_ptr()) for parameter in self._watched]
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:].rstrip('.')}."
+
+
+def _has_rows(keyed: Mapping[str, Any], keys: torch.Tensor | None) -> bool:
+    if not any(isinstance(value, torch.Tensor) and value.ndim > 0 for value in keyed.values()):
+        return False
+    return keys is None or len(keys) == batch_size(keyed)

@@ -1,0 +1,262 @@
+"""Whether a model's frozen prefix can be cached at all, found out on a few rows before anything is stored.
+
+Shapes: `B` batch, `L` sequence length of the batch, padding included, `H` hidden.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch._dynamo.eval_frame import OptimizedModule
+from torch.nn.parallel import DataParallel
+from transformers import PreTrainedModel
+
+from hf_freeze.activation_cache.keys import batch_size, row_lengths
+from hf_freeze.activation_cache.replay import Replay, select_rows, tensors_of
+from hf_freeze.activation_cache.rows import kept_random_state
+from hf_freeze.activation_cache.stand_ins import CAPTURED
+from hf_freeze.plan.places import ROLE_EMBEDDINGS, block_role
+from hf_freeze.plan.resolve import FreezePlan
+from hf_freeze.plan.wrappers import canonical_tree
+
+# Rows that are looked at before anything is stored.
+PROBE_SIZE = 8
+# How far outputs may be apart, as a share of the largest: rounding in the dtype of the stored rows, never dropout.
+_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
+# Hidden states of real tokens may be this far apart, as a share of the largest, when padding is added behind them.
+_PADDING_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+
+
+def prefix_end(plan: FreezePlan) -> str:
+    """Returns what ends the frozen prefix, in words: what trains first, seen from the input.
+
+    Args:
+        plan: What is frozen.
+    """
+    frozen = set(plan.start.frozen)
+    first = plan.layout.stacks[0]
+    roles = [ROLE_EMBEDDINGS, *(block_role(first.name, index) for index in range(first.num_blocks))]
+    role = next((role for role in roles if role not in frozen), None)
+    if role is None:
+        return "the last block"
+    names = plan.trainable_by_role()[role]
+    return f"{role}, where {names[0]} trains" if names else f"{role}, which is not frozen"
+
+
+def reason_of_plan(plan: FreezePlan) -> str | None:
+    """Returns why the plan leaves nothing to cache, or None.
+
+    Args:
+        plan: What is frozen.
+    """
+    if plan.depth == 0:
+        return f"no block is frozen from the input on: the frozen prefix ends at {prefix_end(plan)}"
+    if plan.keep_dropout:
+        return "freeze.keep_dropout is true: what the frozen blocks return is random"
+    return None
+
+
+def reason_of_model(model: nn.Module) -> str | None:
+    """Returns why the model as it is wrapped and configured cannot be replayed, or None.
+
+    Args:
+        model: The model as the training loop calls it, or as it is without wrappers.
+    """
+    if any(isinstance(module, OptimizedModule) for module in model.modules()):
+        return "the model is compiled with torch.compile, which would run the frozen blocks all the same"
+    if isinstance(model, DataParallel):
+        return "torch.nn.DataParallel copies the model for every GPU; accelerate launch starts a process for each"
+    inner = canonical_tree(model).inner
+    if isinstance(inner, PreTrainedModel):
+        asked = [name for name in CAPTURED if getattr(inner.config, name, False)]
+        if asked:
+            return f"{asked[0]} is true in the model's config: the frozen blocks have to run for it"
+    return None
+
+
+def reason_of_prefix(replay: Replay, inputs: Mapping[str, Any]) -> str | None:
+    """Returns why the prefix is not a function of its inputs alone, or None.
+
+    It runs once as it does in training: DeBERTa's convolution sits between the first blocks and trains with the head,
+    and some models draw random numbers outside of the modules that a plan keeps in eval mode.
+
+    Args:
+        replay: The prefix.
+        inputs: A batch.
+    """
+    with kept_random_state(), _training(replay.model), _kept_buffers(replay.model):
+        before = _random_state(inputs)
+        with torch.enable_grad():
+            hidden = replay.prefix(inputs, as_it_trains=True)
+        if hidden.requires_grad:
+            return "a module that trains runs among the frozen blocks"
+        if not all(map(torch.equal, before, _random_state(inputs))):
+            return "random numbers are drawn in the frozen blocks while training"
+    return None
+
+
+def padding_matters(replay: Replay, inputs: Mapping[str, Any]) -> bool:
+    """Returns whether the prefix computes something else for real tokens when there is padding behind them.
+
+    A row is cut in half, and computed once more at full length with the second half masked. Where hidden states do not
+    follow the mask position by position, it counts as mattering.
+
+    Args:
+        replay: The prefix.
+        inputs: A batch; its `attention_mask` has the shape (B, L).
+    """
+    mask, lengths = inputs.get("attention_mask"), row_lengths(inputs)
+    if mask is None or lengths is None:
+        return True
+    row = max(range(len(lengths)), key=lengths.__getitem__)
+    half, width = lengths[row] // 2, mask.shape[1]
+    whole = select_rows(inputs, [row, row], batch_size(inputs))
+    if half == 0 or replay.prefix(whole).shape[1] != width:
+        return True
+    masked = {**whole, "attention_mask": whole["attention_mask"].clone()}
+    masked["attention_mask"][:, half:] = 0
+    cut = {
+        name: value[:, :half] if isinstance(value, torch.Tensor) and value.shape[:2] == (2, width) else value
+        for name, value in whole.items()
+    }
+    try:
+        padded, alone = replay.prefix(masked)[:, :half], replay.prefix(cut)
+    except (IndexError, RuntimeError, ValueError):
+        return True  # The model takes rows of one length only.
+    return padded.shape != alone.shape or not _is_close(padded, alone, _PADDING_TOLERANCE[alone.dtype])
+
+
+def find_trimming(
+    replay: Replay, inputs: Mapping[str, Any], keyed: Mapping[str, Any], hidden: torch.Tensor, dtype: Any
+) -> bool | None:
+    """Returns whether rows can be stored without their padding, or None where they cannot be replayed at all.
+
+    Args:
+        replay: The prefix.
+        inputs: A batch, labels included.
+        keyed: What of it the prefix reads.
+        hidden: The prefix's output for it, of shape (B, L, H).
+        dtype: What rows are stored in.
+    """
+    for trims in (False,) if padding_matters(replay, inputs) else (True, False):
+        served = hidden.to(dtype).to(hidden.dtype).clone()
+        for index, length in enumerate(row_lengths(keyed) or ()) if trims else ():
+            served[index, length:] = 0
+        if not differs_in_training(replay, inputs, keyed, served, dtype):
+            return trims
+    return None
+
+
+def pads_to_the_longest(keyed: Mapping[str, Any]) -> bool:
+    """Whether a batch is as wide as its longest row and no wider, while rows differ in length.
+
+    Args:
+        keyed: What of a batch the prefix reads.
+    """
+    mask = keyed.get("attention_mask")
+    if mask is None or mask.ndim != 2:
+        return False
+    real = mask.sum(dim=1)
+    return bool(real.min() < real.max() == mask.shape[1])
+
+
+def few_rows(inputs: Mapping[str, Any], keyed: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns up to eight rows of a batch, short ones and long ones; a single row twice.
+
+    Args:
+        inputs: A batch, labels included.
+        keyed: What of it the prefix reads.
+    """
+    size = batch_size(keyed)
+    lengths = row_lengths(keyed) or [0] * size
+    order = sorted(range(size), key=lengths.__getitem__)
+    half = PROBE_SIZE // 2
+    rows = order if size <= PROBE_SIZE else order[:half] + order[-half:]
+    return select_rows(inputs, rows * 2 if size == 1 else rows, size)
+
+
+def differs_in_training(
+    replay: Replay, inputs: Mapping[str, Any], keyed: Mapping[str, Any], hidden: torch.Tensor, stored: torch.dtype
+) -> bool:
+    """Returns whether the model in train mode computes something else from stored rows than in full.
+
+    Both calls draw the same random numbers. Dropout that is left in the prefix shows here only: in eval mode it is off.
+    Random state, buffers and modes are as before afterwards.
+
+    Args:
+        replay: The prefix.
+        inputs: A batch, labels included.
+        keyed: What of it the prefix reads.
+        hidden: The prefix's output as the store would return it, of shape (B, L, H).
+        stored: The dtype that it is stored in.
+    """
+    mask = keyed.get("attention_mask")
+    with torch.no_grad(), _training(replay.model):
+        with kept_random_state(), _kept_buffers(replay.model):
+            full = tensors_of(replay.model(**inputs))
+        with kept_random_state(), _kept_buffers(replay.model), replay.serve(hidden, keyed):
+            served = tensors_of(replay.model(**inputs))
+    if len(full) != len(served):
+        return True
+    tolerance = max(_TOLERANCE[stored], _TOLERANCE[hidden.dtype])
+    return not all(_is_close(_real(a, mask), _real(b, mask), tolerance) for a, b in zip(full, served, strict=True))
+
+
+def _random_state(inputs: Mapping[str, Any]) -> list[torch.Tensor]:
+    """Returns the states of the generators of the CPU and of the device that the inputs are on."""
+    states = [torch.random.get_rng_state()]
+    device = next(value.device for value in inputs.values() if isinstance(value, torch.Tensor))
+    if device.type != "cpu":
+        states.append(torch.get_device_module(device).get_rng_state(device))
+    return states
+
+
+def _real(output: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Returns an output without what belongs to padding."""
+    if mask is None or mask.ndim != 2 or output.shape[:2] != mask.shape:
+        return output
+    return output[mask.to(output.device).bool()]
+
+
+def _is_close(a: torch.Tensor, b: torch.Tensor, tolerance: float) -> bool:
+    if a.shape != b.shape:
+        return False
+    if not a.is_floating_point():
+        return torch.equal(a, b)
+    a, b = a.float(), b.float()
+    # Some models mask logits with the lowest number there is.
+    is_finite = a.isfinite() & b.isfinite() & (a.abs() < 1e30)
+    if not torch.equal(a[~is_finite], b[~is_finite]):
+        return False
+    if not is_finite.any():
+        return True
+    a, b = a[is_finite], b[is_finite]
+    return bool((a - b).abs().max() <= tolerance * max(1.0, float(a.abs().max())))
+
+
+@contextlib.contextmanager
+def _training(model: nn.Module) -> Iterator[None]:
+    """Keeps a model in train mode, frozen modules excepted, and gives every module its own mode back."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.train()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextlib.contextmanager
+def _kept_buffers(model: nn.Module) -> Iterator[None]:
+    """Gives all buffers their values back: the statistics of BatchNorm move in train mode."""
+    kept = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in kept:
+                buffer.copy_(value)

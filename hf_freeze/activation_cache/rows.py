@@ -1,0 +1,188 @@
+"""The rows behind a data loader: fetched outside of training, by length, and surveyed before anything is stored.
+
+Shapes: `B` batch, `L` sequence length of the batch, padding included.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import random
+from collections.abc import Collection, Iterator, Mapping, Sequence, Sized
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow.compute as pc
+import torch
+from accelerate.data_loader import IterableDatasetShard
+from torch.utils.data import DataLoader
+
+from hf_freeze.activation_cache.collator import KeyCollator, keyed_inputs
+from hf_freeze.activation_cache.keys import KEYS, batch_size
+
+# Rows that are looked at in place of all.
+_SAMPLE_SIZE = 64
+
+
+class Rows:
+    """The rows of one data loader, which gives them in batches as training will.
+
+    Args:
+        loader: A `DataLoader`, prepared by accelerate or not.
+        unkeyed: Names of entries of a batch that the prefix does not read: labels, and inputs of a decoder.
+    """
+
+    def __init__(self, loader: DataLoader[Any], unkeyed: Collection[str]) -> None:
+        self.loader = loader
+        self.dataset: Any = loader.dataset
+        if isinstance(self.dataset, IterableDatasetShard):
+            self.dataset = self.dataset.dataset
+        # Loaders that accelerate prepared have a batch sampler in place of a batch size.
+        self.batch_size: int = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None) or 1
+        self._collate = KeyCollator(loader.collate_fn, unkeyed)
+        self._unkeyed = unkeyed
+
+    @property
+    def has_length(self) -> bool:
+        """Whether rows can be fetched by their number."""
+        return isinstance(self.dataset, Sized) and hasattr(self.dataset, "__getitem__")
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def fetch(self, indices: Sequence[int]) -> dict[str, Any]:
+        """Returns a batch of some rows, keys included.
+
+        Args:
+            indices: Which rows.
+        """
+        if isinstance(self.dataset, datasets.IterableDataset):
+            rows = list(itertools.islice(iter(self.dataset), len(indices)))
+        elif hasattr(self.dataset, "__getitems__"):
+            rows = self.dataset.__getitems__(list(indices))
+        else:
+            rows = [self.dataset[index] for index in indices]
+        return dict(self._collate(rows))
+
+    def fetch_probe(self, count: int) -> tuple[dict[str, Any] | None, str | None]:
+        """Returns a batch of a few rows of different lengths, or the reason why its rows cannot be stored.
+
+        Args:
+            count: How many rows.
+        """
+        if not self.has_length and not isinstance(self.dataset, datasets.IterableDataset):
+            return None, (
+                f"the rows of a {type(self.dataset).__name__} cannot be fetched twice, to see whether they stay the "
+                "same; a datasets.IterableDataset or a dataset with a length can"
+            )
+        if self.has_length and len(self) == 0:
+            return None, "there are no rows"
+        indices = self._spread(count) if self.has_length else list(range(count))
+        first, second = self.fetch(indices), self.fetch(indices)
+        if KEYS not in first or batch_size(first) != len(indices):
+            return None, "the collator does not make one row of the batch from each row of the dataset"
+        if not torch.equal(first[KEYS], second[KEYS]):
+            return None, "the same rows give other inputs each time they are fetched (augmentation, masking)"
+        return first, None
+
+    def lengths(self) -> list[int] | None:
+        """Returns the number of tokens of every row, or None where rows have no tokens."""
+        if isinstance(self.dataset, datasets.Dataset):
+            names = self.dataset.column_names
+            if "input_ids" not in names:
+                return None
+            table = self.dataset.with_format("arrow")
+            column = table[:]["input_ids"]
+            return [int(length) for length in pc.list_value_length(column).to_pylist()]
+        if not isinstance(self.dataset[0], Mapping) or "input_ids" not in self.dataset[0]:
+            return None
+        return [len(self.dataset[index]["input_ids"]) for index in range(len(self))]
+
+    def batches(self, order: Sequence[int], size: int) -> Iterator[dict[str, Any]]:
+        """Yields batches of rows in a given order, fetched as the loader fetches them.
+
+        Args:
+            order: Which rows, in which order.
+            size: How many rows at a time.
+        """
+        sampler = [list(order[start : start + size]) for start in range(0, len(order), size)]
+        loader: DataLoader[Any] = DataLoader(
+            self.dataset,
+            batch_sampler=sampler,
+            collate_fn=self._collate,
+            num_workers=self.loader.num_workers,
+            worker_init_fn=self.loader.worker_init_fn,
+            multiprocessing_context=self.loader.multiprocessing_context,
+        )
+        for batch in loader:
+            yield dict(batch)
+
+    def survey(self) -> list[dict[str, Any]]:
+        """Returns a sample of rows, evenly spread over the dataset, in batches of one: without padding between them."""
+        return [self.fetch([index]) for index in self._spread(_SAMPLE_SIZE)]
+
+    def keyed(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns what of a batch the prefix reads.
+
+        Args:
+            batch: A batch.
+        """
+        return keyed_inputs(batch, self._unkeyed)
+
+    def _spread(self, count: int) -> list[int]:
+        """Returns the numbers of up to `count` rows, from the shortest to the longest."""
+        lengths = self.lengths()
+        order = range(len(self)) if lengths is None else sorted(range(len(self)), key=lengths.__getitem__)
+        chosen = np.unique(np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int))
+        return [order[int(place)] for place in chosen]
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a sample says about the rows of one loader.
+
+    Attributes:
+        num_rows: How many rows there are.
+        stored_share: Which share of them is stored, from 0 to 1.
+        row_bytes: The mean size of a stored row, in bytes.
+        positions: The mean number of positions of a row that are computed when it is stored.
+        padded_positions: The mean number of positions that a row takes in a batch of training, padding included.
+    """
+
+    num_rows: int
+    stored_share: float
+    row_bytes: float
+    positions: float
+    padded_positions: float
+
+    @property
+    def missing_bytes(self) -> int:
+        """How many bytes the rows take that are not stored."""
+        return int(self.num_rows * (1 - self.stored_share) * self.row_bytes)
+
+
+def expected_maximum(values: Sequence[int], count: int) -> float:
+    """Returns the expected largest of `count` values drawn at random: the width of a batch of that many rows.
+
+    Args:
+        values: What is drawn from, with replacement.
+        count: How many are drawn.
+    """
+    ordered, size = sorted(values), len(values)
+    return sum(v * (((i + 1) / size) ** count - (i / size) ** count) for i, v in enumerate(ordered))
+
+
+@contextlib.contextmanager
+def kept_random_state() -> Iterator[None]:
+    """Gives all random number generators their state back: what is drawn inside changes nothing outside."""
+    python, numpy = random.getstate(), np.random.get_state()
+    devices = list(range(torch.accelerator.device_count())) if torch.accelerator.is_available() else []
+    device_type = accelerator.type if (accelerator := torch.accelerator.current_accelerator()) else "cuda"
+    with torch.random.fork_rng(devices, device_type=device_type):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)

@@ -1,0 +1,97 @@
+"""The folder of all stores as the `activation_cache` section describes it: opened, and kept below its size."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from hf_freeze.activation_cache.folders import check_folder, default_folder, default_max_size
+from hf_freeze.activation_cache.housekeeping import list_stores, prune
+from hf_freeze.activation_cache.store import ActivationStore
+from hf_freeze.config import ActivationCacheConfig
+
+_SECONDS_A_DAY = 24 * 60 * 60
+
+
+class Shelf:
+    """All stores of one folder.
+
+    Attributes:
+        root: The folder.
+
+    Args:
+        section: The `activation_cache` section.
+    """
+
+    def __init__(self, section: ActivationCacheConfig) -> None:
+        self.root = Path(section.dir).expanduser() if section.dir is not None else default_folder()
+        self._section = section
+
+    @property
+    def max_size(self) -> int:
+        """How many bytes all stores may take together."""
+        return self._section.max_size if self._section.max_size is not None else default_max_size(self.root)
+
+    def open(
+        self, fingerprints: Sequence[str], *, model: str, dtype: torch.dtype
+    ) -> tuple[ActivationStore, dict[int, ActivationStore]]:
+        """Opens the store of a prefix, and those of shorter prefixes by their depth, the deepest first, that exist.
+
+        Stores that no run has used for `expire_after` days are removed first.
+
+        Args:
+            fingerprints: Those of the prefixes of depth 1, 2 and so on.
+            model: The model's name, for people.
+            dtype: What rows are stored in.
+
+        Raises:
+            CacheError: The folder cannot hold a cache, or the store cannot be opened.
+        """
+        check_folder(self.root)
+        days = self._section.expire_after
+        prune(
+            self.root,
+            max_size=None,
+            expire_after=days * _SECONDS_A_DAY if days is not None else None,
+            keep=fingerprints,
+        )
+        depth = len(fingerprints)
+        store = ActivationStore(self.root, fingerprints[-1], model=model, depth=depth, dtype=dtype)
+        store.touch()
+        store.max_size = self.max_size - self._size_of_others(store)
+        shallower = {
+            shorter: ActivationStore(self.root, fingerprints[shorter - 1], model=model, depth=shorter, dtype=dtype)
+            for shorter in range(depth - 1, 0, -1)
+            if (self.root / fingerprints[shorter - 1]).is_dir()
+        }
+        return store, shallower
+
+    def reserve(self, store: ActivationStore, num_bytes: int) -> str | None:
+        """Makes room in the folder by removing stores that are longest unused; returns the reason where there is none.
+
+        Args:
+            store: The store that will grow.
+            num_bytes: By how much it will, in bytes.
+        """
+        limit, needed = self.max_size, store.num_bytes + num_bytes
+        rows = f"the rows need about {needed / 1e6:,.1f} MB"
+        free = shutil.disk_usage(self.root).free
+        if num_bytes > free:
+            return f"{rows}, and {free / 1e6:,.1f} MB are free on the disk of {self.root}"
+        if needed > limit:
+            return f"{rows}, and activation_cache.max_size allows {limit / 1e6:,.1f} MB"
+        prune(self.root, max_size=limit - num_bytes, expire_after=None, keep=(store.folder.name,))
+        others = self._size_of_others(store)
+        store.max_size = limit - others
+        if needed > store.max_size:
+            return (
+                f"{rows}, and stores that are in use take {others / 1e6:,.1f} MB of the {limit / 1e6:,.1f} MB that "
+                "activation_cache.max_size allows"
+            )
+        return None
+
+    def _size_of_others(self, store: ActivationStore) -> int:
+        return sum(info.num_bytes for info in list_stores(self.root) if info.folder != store.folder)

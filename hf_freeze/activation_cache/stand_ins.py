@@ -1,0 +1,233 @@
+"""What takes the place of frozen modules for a forward call, and when it must give the place back.
+
+Shapes: `B` batch, `L` sequence, `H` hidden.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from hf_freeze.errors import CacheError
+
+# Asking for one of these asks for what the blocks themselves compute.
+CAPTURED = ("output_hidden_states", "output_attentions", "output_router_logits")
+
+
+class StandIn(nn.Module):
+    """Stands in for a frozen block: passes its input, or stored hidden states, through.
+
+    Args:
+        block: The real block; attributes that the model reads (`layer.attention_type`) are read off it.
+        extras: How many values the block returns behind the hidden states; None where it returns a tensor.
+        hidden: The stored hidden states, in the model's own order of dimensions.
+        carried: Where to keep the extras of the first block for those behind it.
+        runs: Whether the real block runs for its extras.
+    """
+
+    def __init__(
+        self,
+        block: nn.Module,
+        extras: int | None,
+        hidden: torch.Tensor | None,
+        carried: dict[str, tuple[Any, ...]],
+        *,
+        runs: bool,
+    ) -> None:
+        super().__init__()
+        # Straight into the instance: a registered block would be found by `parameters()` and moved by `to()`.
+        self.__dict__.update(block=block, extras=extras, hidden=hidden, carried=carried, runs=runs, was_called=False)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["block"], name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Returns what the block would, with the stored or the given hidden states in front."""
+        given = self.__dict__
+        given["was_called"] = True
+        hidden = given["hidden"] if given["hidden"] is not None else _hidden_of(args, kwargs)
+        if given["extras"] is None:
+            return hidden
+        if given["runs"]:
+            with torch.no_grad():
+                given["carried"]["extras"] = tuple(given["block"](*args, **kwargs)[1:])
+        return (hidden, *given["carried"].get("extras", (None,) * given["extras"]))
+
+
+class EmbeddingStandIn(nn.Module):
+    """Stands in for frozen embeddings that only the blocks read: the shape that it returns matters, not the values.
+
+    Args:
+        module: The real module.
+        hidden: Hidden states of the shape, dtype and device that the module returns.
+    """
+
+    def __init__(self, module: nn.Module, hidden: torch.Tensor) -> None:
+        super().__init__()
+        # One element seen as many: it takes no time to make, and whoever writes to it is told that this is impossible.
+        self.__dict__.update(module=module, output=hidden.new_zeros(()).expand(hidden.shape))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["module"], name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Returns zeros."""
+        output: torch.Tensor = self.__dict__["output"]
+        return output
+
+
+def _hidden_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.Tensor:
+    hidden: torch.Tensor = args[0] if args else kwargs["hidden_states"]
+    return hidden
+
+
+class Place(NamedTuple):
+    """Where a module is registered.
+
+    Attributes:
+        holder: The module that holds it.
+        name: Its name there.
+        module: The module.
+    """
+
+    holder: nn.Module
+    name: str
+    module: nn.Module
+
+
+class Swap:
+    """Modules in the places of others, from entering the context to leaving it.
+
+    Args:
+        changes: Places, and what to put there.
+    """
+
+    def __init__(self, changes: Sequence[tuple[Place, nn.Module]]) -> None:
+        self._changes = changes
+        self._suspended = 0
+
+    def __enter__(self) -> Swap:
+        self._put()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._take_back()
+
+    def suspend(self) -> None:
+        """Puts the real modules back until `resume` was called as often."""
+        if self._suspended == 0:
+            self._take_back()
+        self._suspended += 1
+
+    def resume(self) -> None:
+        """Undoes one `suspend`."""
+        self._suspended -= 1
+        if self._suspended == 0:
+            self._put()
+
+    def _put(self) -> None:
+        for place, module in self._changes:
+            place.holder._modules[place.name] = module
+
+    def _take_back(self) -> None:
+        for place, _ in self._changes:
+            place.holder._modules[place.name] = place.module
+
+
+class Guard:
+    """Watches the calls of a model while stand-ins are in, and has those run in full that stored rows do not answer.
+
+    These are calls with other inputs than the rows were stored for, calls that continue from a key-value cache, as
+    `generate` makes them, and calls that ask for what the blocks compute. Models inside the model are watched where
+    they are called by themselves, as `generate` calls an encoder.
+
+    Args:
+        model: The model without wrappers and adapters.
+        inputs: What the stored rows belong to, labels excluded.
+    """
+
+    def __init__(self, model: nn.Module, inputs: Mapping[str, Any]) -> None:
+        self._model = model
+        self._inputs = {name: value for name, value in inputs.items() if isinstance(value, torch.Tensor)}
+        # For every call that has not returned: whether it runs in full.
+        self._calls: list[bool] = []
+
+    @contextlib.contextmanager
+    def watching(self, swap: Swap, last: StandIn) -> Iterator[None]:
+        """Watches until the context is left.
+
+        Args:
+            swap: The stand-ins.
+            last: The one that returns the stored hidden states.
+
+        Raises:
+            CacheError: A call that they answer went past the last stand-in.
+        """
+
+        def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            is_inside = bool(self._calls)
+            self._calls.append(not is_inside and not self._is_answered(module, args, kwargs))
+            if self._calls[-1]:
+                swap.suspend()
+            elif not is_inside:
+                last.__dict__["was_called"] = False
+
+        def after(module: nn.Module, args: Any, output: Any) -> None:
+            if self._calls.pop():
+                swap.resume()
+            elif module is self._model and output is not None and not self._calls and not last.__dict__["was_called"]:
+                raise CacheError(
+                    f"activation_cache: {type(module).__name__} went past its frozen blocks; got an output that stored "
+                    "rows have no part in. Set activation_cache.enabled to false for this model."
+                )
+
+        inside = [module for module in self._model.modules() if isinstance(module, PreTrainedModel)]
+        handles = []
+        for module in {id(module): module for module in (self._model, *inside)}.values():
+            handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+            handles.append(module.register_forward_hook(after, always_call=True))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _is_answered(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+        if isinstance(module, PreTrainedModel) and asks_for_blocks(module, kwargs):
+            return False
+        given = dict(kwargs)
+        if args:
+            given.update(zip(inspect.signature(module.forward).parameters, args, strict=False))
+        if given.get("past_key_values") is not None:
+            return False
+        # A model inside takes part of the inputs, the whole model takes all.
+        names = self._inputs if module is self._model else self._inputs.keys() & given.keys()
+        return all(_is_same(given.get(name), self._inputs[name]) for name in names)
+
+
+def asks_for_blocks(model: PreTrainedModel, kwargs: Mapping[str, Any]) -> bool:
+    """Returns whether a call asks for hidden states, attentions or router logits.
+
+    Args:
+        model: The model that is called.
+        kwargs: The arguments of the call, which the model's config stands in for.
+    """
+    for name in CAPTURED:
+        asked = kwargs.get(name)
+        if asked if asked is not None else getattr(model.config, name, False):
+            return True
+    return False
+
+
+def _is_same(given: object, expected: torch.Tensor) -> bool:
+    if given is expected:
+        return True
+    if not isinstance(given, torch.Tensor) or given.shape != expected.shape:
+        return False
+    return torch.equal(given, expected.to(given.device, given.dtype))

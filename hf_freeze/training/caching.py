@@ -1,0 +1,216 @@
+"""The part of the trainer that serves batches from the activation cache, over public seams of `Trainer` only.
+
+`on_train_begin` finds the model wrapped and the checkpoint loaded, so that what is cached there is what training sees.
+`training_step` and `prediction_step` take the keys out of the batch before anything else reads it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import MutableMapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import IntervalStrategy
+
+from hf_freeze.activation_cache.building import pays
+from hf_freeze.activation_cache.cache import ActivationCache
+from hf_freeze.activation_cache.checks import reason_of_plan
+from hf_freeze.activation_cache.collator import KeyCollator
+from hf_freeze.activation_cache.keys import KEYS
+from hf_freeze.activation_cache.rows import Rows
+from hf_freeze.config import ActivationCacheConfig
+from hf_freeze.plan.apply import plan_of
+from hf_freeze.plan.resolve import FreezePlan
+
+if TYPE_CHECKING:
+    _Base = Trainer
+else:
+    _Base = object  # The Trainer class comes behind the mixin among the bases of whatever class uses it.
+
+
+class CachingMixin(_Base):
+    """Trains, evaluates and predicts from the activation cache where it holds and pays.
+
+    Attributes:
+        activation_cache: The cache of the current model.
+    """
+
+    # The Trainer declares it as optional: it is None before the Trainer has made it.
+    model: Any
+
+    activation_cache: ActivationCache
+    _cache_section: ActivationCacheConfig
+
+    @property
+    def plan(self) -> FreezePlan:
+        """What trains in the current model."""
+        return plan_of(self.model)
+
+    def _start_caching(self) -> None:
+        """Makes the cache, and has the collator add keys; called when the Trainer has been made.
+
+        Raises:
+            CacheError: `enabled` is true, and the plan leaves nothing to cache.
+        """
+        self.activation_cache = self._new_cache()
+        reason = reason_of_plan(self.plan)
+        if reason is not None:
+            self.activation_cache.turn_off(reason)
+        elif self._cache_section.enabled is not False:
+            self.data_collator = KeyCollator(self.data_collator, self.activation_cache.unkeyed)
+            self.add_callback(CacheCallback(self))
+
+    def _new_cache(self) -> ActivationCache:
+        return ActivationCache(self.model_wrapped, self.plan, self._cache_section, label_names=self.label_names)
+
+    def prepare_activation_cache(self, train_dataloader: DataLoader[Any]) -> None:
+        """Decides whether the cache is used, and builds it; called when training begins.
+
+        Args:
+            train_dataloader: The loader that training will use.
+
+        Raises:
+            CacheError: `enabled` is true, and the cache does not hold or does not fit.
+        """
+        cache = self.activation_cache = self._new_cache()
+        reason = self._reason_of_backend()
+        if reason is not None:
+            cache.turn_off(reason)
+        elif cache.prepare_from(train_dataloader):
+            self._build(cache, train_dataloader)
+        if isinstance(self.data_collator, KeyCollator):
+            self.data_collator.adds_keys = cache.is_on
+
+    def _reason_of_backend(self) -> str | None:
+        if self.args.torch_compile:
+            return "training.torch_compile is true, and compiled code would run the frozen blocks all the same"
+        plugin = self.accelerator.state.deepspeed_plugin if self.is_deepspeed_enabled else None
+        if plugin is not None and plugin.zero_stage == 3:
+            return "ZeRO stage 3 shards the frozen blocks, which DeepSpeed gathers only when it calls them itself"
+        return None
+
+    def _build(self, cache: ActivationCache, train_dataloader: DataLoader[Any]) -> None:
+        """Builds what will be read more than once, or turns the cache off where computing anew is as cheap."""
+        loaders = [(train_dataloader, self._train_passes(train_dataloader)), *self._evaluation_passes()]
+        sized = [(loader, passes) for loader, passes in loaders if Rows(loader, cache.unkeyed).has_length]
+        sized = [(loader, passes) for loader, passes in sized if len(loader.dataset) > 0]  # type: ignore[arg-type]
+        if cache.section.enabled == "auto" and sized:
+            surveys = [(cache.survey(loader), passes) for loader, passes in sized]
+            if len(sized) == len(loaders) and not pays(surveys):
+                cache.turn_off(
+                    "each row is needed once, and there is no padding to save: storing would take longer than it saves"
+                )
+                return
+        if cache.section.build == "eager" or (cache.section.build == "auto" and cache.keys_repeat):
+            # What training does not get through is computed when it is needed.
+            cache.build(
+                *(loader for loader, passes in sized if passes >= 1 or cache.section.build == "eager"),
+                show_progress=not self.args.disable_tqdm,
+            )
+
+    def _train_passes(self, loader: DataLoader[Any]) -> float:
+        """Returns how often training will pass over its rows, from where it resumes."""
+        if not Rows(loader, ()).has_length or not len(loader.dataset):  # type: ignore[arg-type]
+            return math.inf
+        rows_a_step = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        steps = self.state.max_steps - self.state.global_step
+        passes: float = steps * rows_a_step / len(loader.dataset)  # type: ignore[arg-type]
+        return passes if self.args.max_steps > 0 else min(passes, math.ceil(self.args.num_train_epochs))
+
+    def _evaluation_passes(self) -> list[tuple[DataLoader[Any], float]]:
+        """Returns the loaders of the evaluation rows, and how often each will be passed over while training."""
+        if self.args.eval_strategy == IntervalStrategy.NO or self.eval_dataset is None:
+            return []
+        steps = self.state.max_steps - self.state.global_step
+        if self.args.eval_strategy == IntervalStrategy.STEPS:
+            passes = steps // max(1, int(self.state.eval_steps or self.args.eval_steps or steps))
+        else:
+            passes = math.ceil(self.state.num_train_epochs * steps / max(1, self.state.max_steps))
+        passes += bool(self.args.eval_on_start)
+        names = list(self.eval_dataset) if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
+        return [(self.get_eval_dataloader(name), float(passes)) for name in names]
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            self.activation_cache.refresh()  # Elsewhere the cache sees for itself what changed.
+
+    def training_step(self, model: nn.Module, inputs: Any, *positional: Any, **keywords: Any) -> torch.Tensor:
+        """Trains on a batch as the Trainer does, behind the frozen prefix where it is cached.
+
+        Args:
+            model: As for the Trainer.
+            inputs: The batch; its keys are taken out.
+            positional: As for the Trainer.
+            keywords: As for the Trainer.
+
+        Returns:
+            The loss, of shape ().
+        """
+        with self._served(inputs):
+            loss: torch.Tensor = super().training_step(model, inputs, *positional, **keywords)
+        return loss
+
+    def prediction_step(self, model: nn.Module, inputs: Any, *positional: Any, **keywords: Any) -> Any:
+        """Evaluates a batch as the Trainer does, behind the frozen prefix where it is cached.
+
+        Args:
+            model: As for the Trainer.
+            inputs: The batch; its keys are taken out.
+            positional: As for the Trainer.
+            keywords: As for the Trainer.
+        """
+        with self._served(inputs):
+            return super().prediction_step(model, inputs, *positional, **keywords)
+
+    def _served(self, inputs: Any) -> contextlib.AbstractContextManager[Any]:
+        keys = inputs.pop(KEYS, None) if isinstance(inputs, MutableMapping) else None
+        if keys is None:
+            return contextlib.nullcontext()
+        cache = self.activation_cache
+        if not cache.is_decided and not self.is_in_train:
+            self._decide_for_evaluation({**inputs})
+        return cache.serve({**inputs, KEYS: keys})
+
+    def _decide_for_evaluation(self, batch: dict[str, Any]) -> None:
+        """Uses the cache outside of training where rows are stored: one pass alone does not pay for storing them."""
+        cache = self.activation_cache
+        reason = self._reason_of_backend()
+        if reason is not None:
+            cache.turn_off(reason)
+        elif cache.prepare(batch) and cache.section.enabled == "auto" and cache.num_rows == 0:
+            cache.turn_off("nothing is stored yet, and rows are needed once")
+
+
+class CacheCallback(TrainerCallback):
+    """Prepares the cache when training begins, and notes its size at the end.
+
+    Args:
+        trainer: The trainer.
+    """
+
+    def __init__(self, trainer: CachingMixin) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        train_dataloader: DataLoader[Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Decides whether the cache is used for the model as it was made, loaded and wrapped, and builds it."""
+        if train_dataloader is not None:
+            self.trainer.prepare_activation_cache(train_dataloader)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Notes how large the store became."""
+        self.trainer.activation_cache.close()
