@@ -147,6 +147,8 @@ class Replay:
             hidden = self.prefix(inputs)
             embeddings = [place for place in self._embeddings if whole.get(place) == (hidden.shape, hidden.dtype)]
             choices: tuple[tuple[list[Place], Extras], ...] = ((embeddings, "none"), ([], "none"), ([], "first"))
+            if self.depth == 1:
+                choices = choices[:2]  # The first block would be all that there is to save.
             for self._embeddings, self.extras in choices:
                 if self._is_exact(inputs, keyed, hidden.clone(), expected):
                     return None

@@ -172,7 +172,7 @@ def _keep_detached(model: nn.Module, *, frozen: bool) -> None:
 
 def _input_embeddings(module: PreTrainedModel) -> nn.Module | None:
     try:
-        embeddings = module.get_input_embeddings()
+        embeddings: object = module.get_input_embeddings()
     except NotImplementedError:
         # Models without a single embedding module (most audio encoders); checkpointing adds no hook to them either.
         return None
