@@ -38,7 +38,7 @@ from hf_freeze.activation_cache.keys import (
 )
 from hf_freeze.activation_cache.outputs import CacheStats, PrefixOutputs
 from hf_freeze.activation_cache.processes import first_reason, is_main_process, of_all_shards, wait_for_all
-from hf_freeze.activation_cache.records import dtype_name
+from hf_freeze.activation_cache.records import STORED_DTYPES, dtype_name
 from hf_freeze.activation_cache.replay import Replay
 from hf_freeze.activation_cache.rows import Rows, Survey, kept_random_state
 from hf_freeze.activation_cache.shelf import Shelf
@@ -51,7 +51,6 @@ from hf_freeze.plan.wrappers import unwrap_model
 
 logger = logging.getLogger(__name__)
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # What a model may raise on a batch that is not meant for it as it is.
 _MODEL_ERRORS = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
 
@@ -104,7 +103,7 @@ class ActivationCache:
         self._keys_repeat = False
         self._shelf = Shelf(self.section)
         self._watched: list[nn.Parameter] = []
-        self._seen: list[tuple[int, int]] = []
+        self._seen: list[object] = []
 
     @property
     def is_on(self) -> bool:
@@ -199,6 +198,7 @@ class ActivationCache:
         Raises:
             CacheError: The cache does not hold or does not fit, and `enabled` is true.
         """
+        self._refresh_if_changed()
         if not self._is_decided and loaders:
             self.prepare_from(loaders[0])
         if self._outputs is None:
@@ -250,8 +250,7 @@ class ActivationCache:
         """
         inputs = dict(batch)
         keys = inputs.pop(KEYS, None)
-        if self.is_on and self._state_of_prefix() != self._seen:
-            self.refresh()
+        self._refresh_if_changed()
         if not self._is_decided:
             self.prepare(inputs)
         keyed = keyed_inputs(inputs, self.unkeyed)
@@ -265,8 +264,9 @@ class ActivationCache:
     def refresh(self) -> None:
         """Has the next batch decide anew and take the fingerprint anew, as after weights were loaded.
 
-        This happens by itself where parameters of the prefix change: in place, their memory, or their dtype. Only
-        values that are written through `parameter.data`, and those of sharded weights, change unseen.
+        This happens by itself where parameters of the prefix change (in place, their memory, or their dtype), and with
+        autocast and the attention implementation. Only buffers, values that are written through `parameter.data`, and
+        those of sharded weights, change unseen.
         """
         self.close()
         if self.is_on:
@@ -330,7 +330,7 @@ class ActivationCache:
         hidden = replay.prefix(inputs)
         self.stats.compute_seconds += time.perf_counter() - start
         self.stats.computed_positions += hidden[..., 0].numel()
-        dtype = _DTYPES.get(self.section.dtype, hidden.dtype)
+        dtype = STORED_DTYPES.get(self.section.dtype, hidden.dtype)
         trims = find_trimming(replay, inputs, keyed, hidden, dtype)
         if trims is None:
             return "replaying the frozen blocks gives other results while training: something random is left in them"
@@ -358,7 +358,7 @@ class ActivationCache:
         if isinstance(unwrap_model(self.model), FSDPModule):
             prints = of_all_shards(prints)
         self._watched = prefix_parameters(self.model, self.plan)
-        self._seen = self._state_of_prefix()
+        self._seen = self._state_of_prefix(replay)
         return self._shelf.open(prints, model=model_name(self.model), dtype=dtype)
 
     def _reserve(self, num_bytes: int) -> None:
@@ -367,9 +367,13 @@ class ActivationCache:
         if (reason := first_reason(reason)) is not None:
             self._decide(reason)
 
-    def _state_of_prefix(self) -> list[tuple[int, int]]:
-        """Returns what changes when a parameter of the prefix is written to, or gets other memory or another dtype."""
-        return [(parameter._version, parameter.data_ptr()) for parameter in self._watched]
+    def _refresh_if_changed(self) -> None:
+        if self._outputs is not None and self._state_of_prefix(self._outputs.replay) != self._seen:
+            self.refresh()
+
+    def _state_of_prefix(self, replay: Replay) -> list[object]:
+        """Returns what changes with a parameter of the prefix, its memory or dtype, and with how it is computed."""
+        return [replay.mode, *((parameter._version, parameter.data_ptr()) for parameter in self._watched)]
 
 
 def _sentence(text: str) -> str:

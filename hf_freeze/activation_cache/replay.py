@@ -16,9 +16,10 @@ from typing import Any, Literal
 import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
+from transformers import PreTrainedModel
 
 from hf_freeze.activation_cache.keys import batch_size
-from hf_freeze.activation_cache.stand_ins import EmbeddingStandIn, Guard, Place, StandIn, Swap
+from hf_freeze.activation_cache.stand_ins import EmbeddingStandIn, Guard, Place, StandIn, Swap, autocast_of
 from hf_freeze.errors import CacheError
 from hf_freeze.plan.places import ROLE_EMBEDDINGS
 from hf_freeze.plan.resolve import FreezePlan
@@ -67,6 +68,14 @@ class Replay:
         self._returns: list[int | None] = [None] * self.depth
         # An exception out of the forward pass leaves the root of an FSDP2 model in a state that it does not expect.
         self._may_stop = not isinstance(self.model, FSDPModule)
+
+    @property
+    def mode(self) -> tuple[str, str]:
+        """Autocast around the model, and its attention implementation, as they are now."""
+        device = next(self.model.parameters()).device
+        inner = self._inner
+        attention = str(inner.config._attn_implementation) if isinstance(inner, PreTrainedModel) else ""
+        return autocast_of(device.type), attention
 
     def prefix(
         self,
@@ -171,7 +180,7 @@ class Replay:
         def note(index: int) -> Callable[[nn.Module, Any, Any], None]:
             def hook(module: nn.Module, args: Any, output: Any) -> None:
                 self._returns[index] = len(output) - 1 if isinstance(output, tuple | list) else None
-                self.precision = _autocast_of(_first(output).device.type)
+                self.precision = autocast_of(_first(output).device.type)
                 called.add(index)
 
             return hook
@@ -202,7 +211,8 @@ class Replay:
         hidden: torch.Tensor,
         expected: Sequence[torch.Tensor],
     ) -> bool:
-        swap, last = self._swap(hidden, self.depth)
+        # What reads the embeddings besides the blocks computes with not-a-number, and is found out.
+        swap, last = self._swap(hidden, self.depth, embedded=torch.full_like(hidden, torch.nan))
         try:
             with swap, Guard(self._inner, keyed).watching(swap, last):
                 replayed = tensors_of(self.model(**inputs))
@@ -226,8 +236,14 @@ class Replay:
     def _block_places(self) -> list[Place]:
         return [Place(self._list, name, module) for name, module in self._list._modules.items() if module is not None]
 
-    def _swap(self, hidden: torch.Tensor, depth: int) -> tuple[Swap, StandIn]:
-        """Returns stand-ins for the embeddings and the first blocks, and the one that returns the hidden states."""
+    def _swap(self, hidden: torch.Tensor, depth: int, *, embedded: torch.Tensor | None = None) -> tuple[Swap, StandIn]:
+        """Returns stand-ins for the embeddings and the first blocks, and the one that returns the hidden states.
+
+        Args:
+            hidden: The hidden states, of shape (B, L, H).
+            depth: How many blocks they went through.
+            embedded: What the embeddings return, of shape (B, L, H); any values where it is left out.
+        """
         ordered = hidden.movedim(0, self.batch_axis)
         carried: dict[str, tuple[Any, ...]] = {}
         stand_ins = [
@@ -237,19 +253,23 @@ class Replay:
                 ordered if index == depth - 1 else None,
                 carried,
                 runs=self.extras == "first" and index == 0,
+                precision=self.precision,
             )
             for index, place in enumerate(self._block_places()[:depth])
         ]
         changes: list[tuple[Place, nn.Module]] = list(zip(self._block_places(), stand_ins, strict=False))
         if self.extras == "none":  # the first block may need what the embeddings really are
-            changes += [(place, EmbeddingStandIn(place.module, ordered)) for place in self._embeddings]
+            output = (torch.empty_like(hidden) if embedded is None else embedded).movedim(0, self.batch_axis)
+            changes += [(place, EmbeddingStandIn(place.module, output)) for place in self._embeddings]
         return Swap(changes), stand_ins[-1]
 
     def _without_suffix(self) -> Swap:
         """Lets hidden states pass through the blocks behind the prefix."""
         returns = self._returns[-1]
         behind = self._block_places()[self.depth :]
-        return Swap([(place, StandIn(place.module, returns, None, {}, runs=False)) for place in behind])
+        return Swap(
+            [(place, StandIn(place.module, returns, None, {}, runs=False, precision="none")) for place in behind]
+        )
 
 
 def _places(model: nn.Module, modules: Sequence[nn.Module]) -> list[Place]:
@@ -269,10 +289,6 @@ def _first(output: Any) -> torch.Tensor:
     if not isinstance(hidden, torch.Tensor):
         raise _NotReplayable(f"the blocks of the model return {type(hidden).__name__} in place of hidden states")
     return hidden
-
-
-def _autocast_of(device_type: str) -> str:
-    return str(torch.get_autocast_dtype(device_type)) if torch.is_autocast_enabled(device_type) else "none"
 
 
 @contextlib.contextmanager

@@ -29,6 +29,7 @@ class StandIn(nn.Module):
         hidden: The stored hidden states, in the model's own order of dimensions.
         carried: Where to keep the extras of the first block for those behind it.
         runs: Whether the real block runs for its extras.
+        precision: The autocast dtype that the stored hidden states were computed under, or "none".
     """
 
     def __init__(
@@ -39,19 +40,30 @@ class StandIn(nn.Module):
         carried: dict[str, tuple[Any, ...]],
         *,
         runs: bool,
+        precision: str,
     ) -> None:
         super().__init__()
         # Straight into the instance: a registered block would be found by `parameters()` and moved by `to()`.
         self.__dict__.update(block=block, extras=extras, hidden=hidden, carried=carried, runs=runs, was_called=False)
+        self.__dict__["precision"] = precision
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["block"], name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Returns what the block would, with the stored or the given hidden states in front."""
+        """Returns what the block would, with the stored or the given hidden states in front.
+
+        Raises:
+            CacheError: The stored ones were computed under another autocast.
+        """
         given = self.__dict__
         given["was_called"] = True
         hidden = given["hidden"] if given["hidden"] is not None else _hidden_of(args, kwargs)
+        if given["hidden"] is not None and (precision := autocast_of(hidden.device.type)) != given["precision"]:
+            raise CacheError(
+                f"activation_cache: the model was called under another autocast than its batch was served under; got "
+                f"{precision} in place of {given['precision']}. Enter torch.autocast before serve()."
+            )
         if given["extras"] is None:
             return hidden
         if given["runs"]:
@@ -65,21 +77,29 @@ class EmbeddingStandIn(nn.Module):
 
     Args:
         module: The real module.
-        hidden: Hidden states of the shape, dtype and device that the module returns.
+        output: What to return, of the shape, dtype and device of what the module returns.
     """
 
-    def __init__(self, module: nn.Module, hidden: torch.Tensor) -> None:
+    def __init__(self, module: nn.Module, output: torch.Tensor) -> None:
         super().__init__()
-        # One element seen as many: it takes no time to make, and whoever writes to it is told that this is impossible.
-        self.__dict__.update(module=module, output=hidden.new_zeros(()).expand(hidden.shape))
+        self.__dict__.update(module=module, output=output)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["module"], name)
 
     def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Returns zeros."""
+        """Returns the output that was given."""
         output: torch.Tensor = self.__dict__["output"]
         return output
+
+
+def autocast_of(device_type: str) -> str:
+    """Returns the dtype of autocast where it is on, or "none".
+
+    Args:
+        device_type: The type of the device, as `cpu`.
+    """
+    return str(torch.get_autocast_dtype(device_type)) if torch.is_autocast_enabled(device_type) else "none"
 
 
 def _hidden_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.Tensor:

@@ -1,0 +1,317 @@
+"""A changed weight, input, dtype, depth, source or version misses; a row that is the same hits, whatever is beside."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import nn
+from transformers import BertConfig, PreTrainedModel
+from transformers.models.bert import modeling_bert
+
+from hf_freeze import ActivationCache, CacheError, freeze_model
+from hf_freeze.activation_cache.housekeeping import list_stores
+from tests.tiny import VOCAB_SIZE
+from tests.unit.activation_cache.examples import (
+    cache_of,
+    collate,
+    evaluate,
+    frozen_bert,
+    hits_and_misses,
+    loader_of,
+    rows_of,
+)
+
+ROWS = rows_of()
+ALL_HIT, ALL_MISS = (12, 0), (0, 12)
+
+
+@pytest.fixture
+def filled(tmp_path: Path) -> Path:
+    """A folder with the twelve rows of the seed's model, at depth 2."""
+    assert hits_and_misses(cache_of(frozen_bert(), tmp_path), loader_of(ROWS)) == ALL_MISS
+    return tmp_path
+
+
+def of_a_new_run(folder: Path, model: PreTrainedModel | None = None, **section: Any) -> tuple[int, int]:
+    cache = cache_of(frozen_bert() if model is None else model, folder, **section)
+    found = hits_and_misses(cache, loader_of(ROWS))
+    assert cache.is_on, cache.reason
+    return found
+
+
+@pytest.mark.parametrize(
+    "batches",
+    [
+        loader_of(ROWS),
+        loader_of(ROWS[::-1]),
+        loader_of(ROWS, batch_size=5),
+        loader_of(ROWS, batch_size=1),
+        loader_of(ROWS, collate_fn=partial(collate, width=30)),
+        [collate(ROWS)],
+    ],
+    ids=["the same", "reordered", "other batches", "one by one", "wider", "all at once"],
+)
+def test_unchanged_rows_hit_in_a_new_run(filled: Path, batches: Any) -> None:
+    expected = evaluate(frozen_bert(), batches)
+    cache = cache_of(frozen_bert(), filled)
+    assert hits_and_misses(cache, batches) == ALL_HIT
+    served = evaluate(cache.model, batches, cache.serve)
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(served, expected, strict=True))
+    cache.close()
+
+
+def test_rows_hit_in_another_split_and_only_others_miss(filled: Path) -> None:
+    split = [*rows_of(5, seed=1), *ROWS[3:7], *rows_of(2, seed=2)]
+    assert hits_and_misses(cache_of(frozen_bert(), filled), loader_of(split)) == (4, 7)
+
+
+def test_other_labels_heads_and_suffixes_hit(filled: Path) -> None:
+    cache = cache_of(frozen_bert(num_labels=2, id2label={0: "bad", 1: "good"}, problem_type=None), filled)
+    with torch.no_grad():
+        for name, parameter in cache.model.named_parameters():
+            if "layer.3" in name or "classifier" in name:
+                parameter.add_(1.0)
+    assert hits_and_misses(cache, loader_of([{**row, "labels": 0} for row in ROWS])) == ALL_HIT
+
+
+def word(model: PreTrainedModel) -> nn.Parameter:
+    return model.bert.embeddings.word_embeddings.weight
+
+
+def in_place(model: PreTrainedModel) -> None:
+    with torch.no_grad():
+        word(model)[7, 3] += 0.5
+
+
+def in_the_last_frozen_block(model: PreTrainedModel) -> None:
+    with torch.no_grad():
+        model.bert.encoder.layer[1].output.dense.bias[0] -= 0.5
+
+
+def by_load_state_dict(model: PreTrainedModel) -> None:
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    state["bert.encoder.layer.0.attention.self.query.weight"][0, 0] += 0.5
+    model.load_state_dict(state)
+
+
+def by_other_memory(model: PreTrainedModel) -> None:
+    word(model).data = word(model).detach() + 0.5
+
+
+def to_double(model: PreTrainedModel) -> None:
+    model.double()
+
+
+CHANGES: list[Callable[[PreTrainedModel], None]] = [
+    in_place,
+    in_the_last_frozen_block,
+    by_load_state_dict,
+    by_other_memory,
+    to_double,
+]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_weight_misses_in_the_same_run_without_a_word(
+    filled: Path, change: Callable[[PreTrainedModel], None]
+) -> None:
+    cache = cache_of(frozen_bert(), filled)
+    assert hits_and_misses(cache, loader_of(ROWS)) == ALL_HIT
+    change(cache.model)
+    assert hits_and_misses(cache, loader_of(ROWS)) == ALL_MISS
+    expected = evaluate(cache.model, loader_of(ROWS))
+    served = evaluate(cache.model, loader_of(ROWS), cache.serve)
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(served, expected, strict=True))
+    cache.close()
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_weight_misses_in_a_new_run(filled: Path, change: Callable[[PreTrainedModel], None]) -> None:
+    model = frozen_bert()
+    change(model)
+    assert of_a_new_run(filled, model) == ALL_MISS
+    assert of_a_new_run(filled) == ALL_HIT
+
+
+def test_a_weight_that_is_changed_unseen_misses_after_refresh(filled: Path) -> None:
+    cache = cache_of(frozen_bert(), filled)
+    assert hits_and_misses(cache, loader_of(ROWS)) == ALL_HIT
+    word(cache.model).data.mul_(2)
+    cache.refresh()
+    assert not cache.is_on
+    assert not cache.is_decided
+    assert hits_and_misses(cache, loader_of(ROWS)) == ALL_MISS
+
+
+def test_weights_that_come_back_hit_again(filled: Path) -> None:
+    cache = cache_of(frozen_bert(), filled)
+    state = {name: value.clone() for name, value in cache.model.state_dict().items()}
+    in_place(cache.model)
+    assert hits_and_misses(cache, loader_of(ROWS)) == ALL_MISS
+    cache.model.load_state_dict(state)
+    assert hits_and_misses(cache, loader_of(ROWS)) == ALL_HIT
+
+
+def test_a_changed_buffer_misses_after_refresh(filled: Path) -> None:
+    model = frozen_bert()
+    model.bert.embeddings.register_buffer("scale", torch.ones(1), persistent=False)
+    assert of_a_new_run(filled, model) == ALL_MISS
+    assert of_a_new_run(filled, model) == ALL_HIT
+    model.bert.embeddings.scale.mul_(2)
+    assert of_a_new_run(filled, model) == ALL_MISS
+
+
+@pytest.mark.parametrize("name", ["input_ids", "attention_mask", "token_type_ids"])
+def test_another_output_of_the_tokenizer_misses(filled: Path, name: str) -> None:
+    changed = [{**row, "token_type_ids": [0] * len(row["input_ids"])} for row in ROWS]
+    cache = cache_of(frozen_bert(), filled)
+    hits_and_misses(cache, loader_of(changed))
+    assert hits_and_misses(cache, loader_of(changed)) == ALL_HIT
+    row = changed[4]
+    changed[4] = {**row, name: [row[name][0], {"input_ids": 98}.get(name, 1 - row[name][1]), *row[name][2:]]}
+    assert hits_and_misses(cache, loader_of(changed)) == (11, 1)
+
+
+def test_another_stored_dtype_misses(filled: Path) -> None:
+    assert of_a_new_run(filled, dtype="float16") == ALL_MISS
+    assert of_a_new_run(filled, dtype="bfloat16") == ALL_MISS
+    assert of_a_new_run(filled, dtype="float32") == of_a_new_run(filled, dtype="float16") == ALL_HIT
+    assert {info.dtype for info in list_stores(filled)} == {"float32", "float16", "bfloat16"}
+
+
+def test_another_dtype_of_the_model_misses(filled: Path) -> None:
+    assert of_a_new_run(filled, frozen_bert().to(torch.bfloat16)) == ALL_MISS
+    assert of_a_new_run(filled, frozen_bert().to(torch.bfloat16)) == ALL_HIT
+
+
+def test_autocast_misses_and_so_does_its_end(filled: Path) -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        assert of_a_new_run(filled) == ALL_MISS
+        assert of_a_new_run(filled) == ALL_HIT
+    with torch.autocast("cpu", torch.float16):
+        assert of_a_new_run(filled) == ALL_MISS
+    assert of_a_new_run(filled) == ALL_HIT
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_autocast_that_is_entered_or_left_in_the_same_run_misses(tmp_path: Path, is_first: bool) -> None:
+    cache = cache_of(frozen_bert(), tmp_path)
+    for is_on in (is_first, not is_first):
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_on):
+            assert hits_and_misses(cache, loader_of(ROWS)) == ALL_MISS
+    assert len(list_stores(tmp_path)) == 2
+
+
+def test_autocast_around_the_build_counts(tmp_path: Path) -> None:
+    cache = cache_of(frozen_bert(), tmp_path)
+    assert cache.prepare(collate(ROWS))
+    with torch.autocast("cpu", torch.bfloat16):
+        cache.build(loader_of(ROWS), show_progress=False)
+        assert hits_and_misses(cache, loader_of(ROWS)) == ALL_HIT
+    assert hits_and_misses(cache, loader_of(ROWS)) == ALL_MISS
+
+
+def test_autocast_that_is_entered_behind_serve_is_refused(tmp_path: Path) -> None:
+    cache = cache_of(frozen_bert(), tmp_path)
+    message = (
+        "activation_cache: the model was called under another autocast than its batch was served under; got "
+        "torch.bfloat16 in place of none. Enter torch.autocast before serve()."
+    )
+    with (
+        pytest.raises(CacheError, match=f"^{re.escape(message)}$"),
+        cache.serve(collate(ROWS)) as inputs,
+        torch.autocast("cpu", torch.bfloat16),
+    ):
+        cache.model(**inputs)
+    cache.close()
+
+
+def test_another_depth_misses_where_the_shallower_prefix_is_not_stored(filled: Path) -> None:
+    assert of_a_new_run(filled, frozen_bert(1)) == ALL_MISS
+    assert of_a_new_run(filled, frozen_bert(3)) == ALL_MISS
+    assert sorted(info.depth for info in list_stores(filled)) == [1, 2, 3]
+
+
+def test_another_attention_implementation_misses(tmp_path: Path) -> None:
+    assert of_a_new_run(tmp_path, frozen_bert(attn_implementation="sdpa")) == ALL_MISS
+    assert of_a_new_run(tmp_path, frozen_bert(attn_implementation="eager")) == ALL_MISS
+    assert of_a_new_run(tmp_path, frozen_bert(attn_implementation="sdpa")) == ALL_HIT
+
+
+def test_another_attention_implementation_of_the_same_model_misses(filled: Path) -> None:
+    cache = cache_of(frozen_bert(), filled)
+    assert hits_and_misses(cache, loader_of(ROWS)) == ALL_HIT
+    cache.model.set_attn_implementation("eager")
+    assert hits_and_misses(cache, loader_of(ROWS)) == ALL_MISS
+
+
+@pytest.mark.parametrize("library", [torch, transformers])
+def test_another_version_misses(filled: Path, library: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "__version__", "99.0")
+    assert of_a_new_run(filled) == ALL_MISS
+    monkeypatch.undo()
+    assert of_a_new_run(filled) == ALL_HIT
+
+
+def test_another_config_misses(filled: Path) -> None:
+    assert of_a_new_run(filled, frozen_bert(layer_norm_eps=1e-5)) == ALL_MISS
+
+
+def bert_of(source: Path, monkeypatch: pytest.MonkeyPatch) -> PreTrainedModel:
+    """Builds the model of a copy of the modelling file, with the same weights whatever the file says."""
+    name = "transformers.models.bert.modeling_copy"
+    spec = importlib.util.spec_from_file_location(name, source)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, name, module)
+    spec.loader.exec_module(module)
+    config = BertConfig(
+        vocab_size=VOCAB_SIZE,
+        hidden_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=64,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model: PreTrainedModel = module.BertForSequenceClassification(config)
+    return freeze_model(model, {"blocks": {"first": 2}})
+
+
+def test_an_edited_modelling_source_misses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    source = tmp_path / "modeling_copy.py"
+    text = Path(modeling_bert.__file__).read_text(encoding="utf-8")
+    edited = text.replace("embeddings = inputs_embeds + ", "embeddings = 2 * inputs_embeds + ")
+    assert edited != text
+    found = []
+    for each in (text, text, edited, edited, text):
+        source.write_text(each, encoding="utf-8")
+        found.append(of_a_new_run(tmp_path / "cache", bert_of(source, monkeypatch)))
+    assert found == [ALL_MISS, ALL_HIT, ALL_MISS, ALL_HIT, ALL_HIT]
+
+
+def test_the_real_model_hits_unless_one_number_of_its_prefix_changes(minilm_path: Path, tmp_path: Path) -> None:
+    rows = rows_of(4)
+
+    def cached() -> ActivationCache:
+        model = transformers.AutoModelForSequenceClassification.from_pretrained(minilm_path)
+        return cache_of(freeze_model(model, {"blocks": {"first": 5}}), tmp_path)
+
+    first, second, third = cached(), cached(), cached()
+    assert hits_and_misses(first, loader_of(rows)) == (0, 4)
+    assert hits_and_misses(second, loader_of(rows)) == (4, 0)
+    with torch.no_grad():
+        third.model.bert.encoder.layer[4].attention.self.key.weight[383, 0] += 1e-4
+    assert hits_and_misses(third, loader_of(rows)) == (0, 4)
