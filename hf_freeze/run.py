@@ -14,7 +14,10 @@ import torch
 from pydantic import Field
 from transformers import PreTrainedModel, set_seed
 
+from hf_freeze.activation_cache.forecast import forecast_depth, forecast_size
+from hf_freeze.activation_cache.outputs import CacheStats
 from hf_freeze.config import (
+    ActivationCacheConfig,
     FreezeConfig,
     LearningRateMultipliers,
     ModelConfig,
@@ -26,14 +29,14 @@ from hf_freeze.config import (
 )
 from hf_freeze.config.schema import Adapters, DataConfig, Section
 from hf_freeze.config.writing import SECRETS, without_secrets
-from hf_freeze.errors import FreezeError
+from hf_freeze.errors import ConfigError, FreezeError
 from hf_freeze.plan.apply import plan_of
 from hf_freeze.plan.layout import find_layout
 from hf_freeze.plan.optimizer import role_multipliers
 from hf_freeze.plan.prepare import freeze_model
 from hf_freeze.plan.resolve import FreezePlan
 from hf_freeze.plan.table import LayoutTable, PlanTable, layout_table, plan_table
-from hf_freeze.tasks import PreparedData, Task, get_task
+from hf_freeze.tasks import LoadedModel, PreparedData, Task, get_task
 from hf_freeze.training import FreezeTrainer
 from hf_freeze.training.arguments import check_evaluation, check_output_folder, refusal, training_arguments
 from hf_freeze.training.checkpoint import newest_complete
@@ -67,6 +70,8 @@ class RunResult:
         seconds: How long training took, in seconds, evaluation at its end not included.
         peak_memory_bytes: The most memory that this process held, in bytes: of its GPU where there is one.
         on_gpu: Whether the peak is of GPU memory.
+        cache: What the activation cache did, in this process; None where it was off.
+        cache_reason: Why it was off; None where it was on, or where it was not asked for.
         loading_lines: Lines of Python that load the saved model and its tokenizer.
     """
 
@@ -76,6 +81,8 @@ class RunResult:
     seconds: float
     peak_memory_bytes: int
     on_gpu: bool
+    cache: CacheStats | None
+    cache_reason: str | None
     loading_lines: tuple[str, ...]
 
 
@@ -86,6 +93,7 @@ class _PlanRequest(Section):
     freeze: FreezeConfig | None = None
     adapters: Adapters = ()
     lr_multipliers: LearningRateMultipliers = Field(default=LearningRateMultipliers())
+    activation_cache: ActivationCacheConfig = Field(default=ActivationCacheConfig())
 
 
 class Run:
@@ -134,6 +142,7 @@ class Run:
                 adapters=config.adapters,
                 schedule=config.schedule,
                 lr_multipliers=config.lr_multipliers,
+                activation_cache=config.activation_cache,
                 blocks_path=config.model.blocks_path,
                 allow_changed_plan=config.allow_changed_plan,
             )
@@ -150,8 +159,8 @@ class Run:
     @property
     def table(self) -> PlanTable:
         """The plan for a reader."""
-        plan = self.trainer.plan
-        return plan_table(plan, role_multipliers(plan.layout, self.config.lr_multipliers))
+        table = _table(self.trainer.plan, _request_of(self.config))
+        return _with_size(table, self.config.activation_cache, self.data, self._loaded.model)
 
     def train(self) -> RunResult:
         """Trains, evaluates and saves.
@@ -159,6 +168,7 @@ class Run:
         Raises:
             PlanError: The checkpoint to resume from cannot be used.
             PlanViolation: Training did not follow the plan.
+        CacheError: `activation_cache.enabled` is true, and the cache does not hold or does not fit.
         """
         on_gpu = self.args.device.type == "cuda"
         if on_gpu:
@@ -175,6 +185,8 @@ class Run:
         if self.data.test is not None:
             metrics.update(self.trainer.evaluate(self.data.test, metric_key_prefix="test"))
         self.trainer.save_model()
+        cache = self.trainer.activation_cache
+        cache.close()
         folder = str(self.args.output_dir)
         if self.args.should_save:
             Path(folder, CONFIG_FILE).write_text(to_yaml(without_secrets(self.config)))
@@ -185,6 +197,8 @@ class Run:
             seconds=seconds,
             peak_memory_bytes=torch.cuda.max_memory_allocated() if on_gpu else _peak_process_memory(),
             on_gpu=on_gpu,
+            cache=cache.stats if cache.is_on else None,
+            cache_reason=cache.reason if self.config.activation_cache.enabled is not False else None,
             loading_lines=self._loading_lines(folder),
         )
 
@@ -221,6 +235,8 @@ def train(config: RunConfig) -> RunResult:
 def plan(target: str, overrides: Iterable[str] = ()) -> PlanTable:
     """Returns what a config would train, or what overrides would train of a model; no weights are read.
 
+    For a config whose frozen prefix is cached, its data is read and tokenised to tell how much of the disk that takes.
+
     Args:
         target: A config file, or a model: a folder or its name on the hub.
         overrides: Such as `freeze.blocks.first=8`.
@@ -230,12 +246,25 @@ def plan(target: str, overrides: Iterable[str] = ()) -> PlanTable:
         LayoutError: The blocks of the model cannot be found.
         PlanError: The freeze or adapters section does not fit the model.
     """
-    request, num_labels = _request(target, overrides)
+    request, data, num_labels = _request(target, overrides)
     made = _empty_plan(request, num_labels=num_labels or 2)
-    table = plan_table(made, role_multipliers(made.layout, request.lr_multipliers))
+    table = _table(made, request)
     if num_labels is None:
         table = replace(table, notes=(*table.notes, _TWO_LABELS))
-    return table
+    if data is None or made.depth == 0:
+        return table
+    try:
+        task, model = get_task(request.model.task), _empty_model(request.model, num_labels=num_labels or 2)
+        tokenizer = task.load_tokenizer(
+            request.model.name_or_path,
+            trust_remote_code=request.model.trust_remote_code,
+            from_pretrained=request.model.from_pretrained_options,
+        )
+        loaded = LoadedModel(model, tokenizer, fresh_parameters=())
+        rows = task.tokenize(_prepared_data(task, data), loaded, max_length=data.max_length)
+    except ConfigError as error:
+        return replace(table, cache=(*table.cache, f"How much of the disk it takes is not known. {error}"))
+    return _with_size(table, request.activation_cache, rows, model)
 
 
 def layout(target: str, overrides: Iterable[str] = ()) -> LayoutTable:
@@ -249,7 +278,7 @@ def layout(target: str, overrides: Iterable[str] = ()) -> LayoutTable:
         ConfigError: Something in the config does not exist.
         LayoutError: The blocks of the model cannot be found.
     """
-    request, num_labels = _request(target, overrides)
+    request, _, num_labels = _request(target, overrides)
     table = layout_table(
         find_layout(_empty_model(request.model, num_labels=num_labels or 2), blocks_path=request.model.blocks_path)
     )
@@ -280,19 +309,41 @@ def _prepared_data(task: Task, section: DataConfig) -> PreparedData:
     )
 
 
-def _request(target: str, overrides: Iterable[str]) -> tuple[_PlanRequest, int | None]:
-    """Returns the sections that a plan follows from, and the number of outputs where the config tells."""
+def _table(made: FreezePlan, request: _PlanRequest) -> PlanTable:
+    depth = forecast_depth(made, request.activation_cache)
+    table = plan_table(made, role_multipliers(made.layout, request.lr_multipliers))
+    return replace(table, cache=() if depth is None else (depth,))
+
+
+def _with_size(
+    table: PlanTable, section: ActivationCacheConfig, data: PreparedData, model: PreTrainedModel
+) -> PlanTable:
+    """Adds how much of the disk the cache takes, where there is something to cache."""
+    if not table.cache or section.enabled is False:
+        return table
+    size = forecast_size(
+        (data.train, data.validation, data.test), section, hidden_size=model.config.hidden_size, dtype=model.dtype
+    )
+    return table if size is None else replace(table, cache=(*table.cache, size))
+
+
+def _request(target: str, overrides: Iterable[str]) -> tuple[_PlanRequest, DataConfig | None, int | None]:
+    """Returns the sections that a plan follows from, the data, and the number of outputs, as far as they are given."""
     if target.endswith((".yaml", ".yml")) or Path(target).is_file():
         config = load_config(target, overrides)
-        return _request_of(config), _num_labels(config.data)
+        return _request_of(config), config.data, _num_labels(config.data)
     given = parse_overrides(overrides)
     sections = {**given, "model": {"name_or_path": target, **given.get("model", {})}}
-    return parse_section(_PlanRequest, sections, key=""), None
+    return parse_section(_PlanRequest, sections, key=""), None, None
 
 
 def _request_of(config: RunConfig) -> _PlanRequest:
     return _PlanRequest(
-        model=config.model, freeze=config.freeze, adapters=config.adapters, lr_multipliers=config.lr_multipliers
+        model=config.model,
+        freeze=config.freeze,
+        adapters=config.adapters,
+        lr_multipliers=config.lr_multipliers,
+        activation_cache=config.activation_cache,
     )
 
 

@@ -90,12 +90,7 @@ class Rows:
     def lengths(self) -> list[int] | None:
         """Returns the number of tokens of every row, or None where rows have no tokens."""
         if isinstance(self.dataset, datasets.Dataset):
-            names = self.dataset.column_names
-            if "input_ids" not in names:
-                return None
-            table = self.dataset.with_format("arrow")
-            column = table[:]["input_ids"]
-            return [int(length) for length in pc.list_value_length(column).to_pylist()]
+            return token_lengths(self.dataset)
         if not isinstance(self.dataset[0], Mapping) or "input_ids" not in self.dataset[0]:
             return None
         return [len(self.dataset[index]["input_ids"]) for index in range(len(self))]
@@ -137,6 +132,18 @@ class Rows:
         order = range(len(self)) if lengths is None else sorted(range(len(self)), key=lengths.__getitem__)
         chosen = np.unique(np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int))
         return [order[int(place)] for place in chosen]
+
+
+def token_lengths(rows: datasets.Dataset) -> list[int] | None:
+    """Returns the number of tokens of every row, or None where rows have no `input_ids`.
+
+    Args:
+        rows: Tokenised rows.
+    """
+    if "input_ids" not in rows.column_names:
+        return None
+    column = rows.with_format("arrow")[:]["input_ids"]
+    return [int(length) for length in pc.list_value_length(column).to_pylist()]
 
 
 @dataclass(frozen=True)

@@ -131,7 +131,7 @@ def _print_plan(table: PlanTable) -> None:
     grid.add_row("all", "", f"{table.num_parameters:,}", f"{table.num_trainable:,}", "")
     print_grid(console, grid)
     share = table.num_trainable / table.num_parameters
-    print_lines(console, f"{share:.2%} of the parameters train.", table.backward, *table.notes)
+    print_lines(console, f"{share:.2%} of the parameters train.", table.backward, *table.cache, *table.notes)
 
 
 def _print_layout(table: LayoutTable) -> None:
@@ -154,7 +154,18 @@ def _print_result(result: RunResult) -> None:
     print_lines(
         console,
         f"Training took {result.seconds:.1f} seconds. Peak {memory}: {result.peak_memory_bytes / _GIB:.2f} GiB.",
+        *_cache_lines(result),
         f"The model is saved in {result.output_dir}. To load it:",
         "",
         *(f"    {line}".rstrip() for line in result.loading_lines),
     )
+
+
+def _cache_lines(result: RunResult) -> tuple[str, ...]:
+    """Says what the activation cache did, or why it did nothing."""
+    stats = result.cache
+    if stats is None:
+        return () if result.cache_reason is None else (f"The activation cache was off: {result.cache_reason}.",)
+    served = f"{stats.hits:,} rows were served and {stats.misses:,} were not there"
+    built = f"built in {stats.build_seconds:.1f} seconds; about {max(0.0, stats.seconds_saved):.1f} seconds were saved"
+    return (f"Activation cache: {served}; {stats.num_bytes / 1e6:,.0f} MB, {built}.",)

@@ -39,12 +39,14 @@ class PlanTable:
         rows: The roles from the input on.
         backward: A sentence that says where the backward pass stops.
         notes: What else is worth knowing, a sentence each.
+        cache: What the activation cache would hold, a sentence each.
     """
 
     model_class: str
     rows: tuple[PlanRow, ...]
     backward: str
     notes: tuple[str, ...] = ()
+    cache: tuple[str, ...] = ()
 
     @property
     def num_parameters(self) -> int:

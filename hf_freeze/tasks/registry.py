@@ -101,6 +101,12 @@ class Task(Protocol):
         """Loads a pretrained model with a head for the labels of the data, and its tokenizer."""
         ...
 
+    def load_tokenizer(
+        self, name_or_path: str, *, trust_remote_code: bool = False, from_pretrained: Mapping[str, Any] | None = None
+    ) -> PreTrainedTokenizerBase:
+        """Loads the tokenizer of a model without the model."""
+        ...
+
     def tokenize(self, data: PreparedData, loaded: LoadedModel, *, max_length: int | None = None) -> PreparedData:
         """Returns the data with model inputs in the place of texts."""
         ...

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from datasets import Dataset
-from transformers import DataCollatorWithPadding, EvalPrediction, PreTrainedModel
+from transformers import DataCollatorWithPadding, EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_freeze.errors import ConfigError
 from hf_freeze.tasks.columns import find_label_columns, find_text_columns, holds_floats, item_of
@@ -109,6 +109,21 @@ class TextClassification:
         )
         share_pad_token(model, tokenizer)
         return LoadedModel(model=model, tokenizer=tokenizer, fresh_parameters=fresh)
+
+    def load_tokenizer(
+        self, name_or_path: str, *, trust_remote_code: bool = False, from_pretrained: Mapping[str, Any] | None = None
+    ) -> PreTrainedTokenizerBase:
+        """Loads the tokenizer of a model without the model.
+
+        Args:
+            name_or_path: A folder, or the name of a model on the hub.
+            trust_remote_code: Whether code that comes with the model may run.
+            from_pretrained: Further arguments of `from_pretrained`.
+
+        Raises:
+            ConfigError: There is no tokenizer.
+        """
+        return load_tokenizer(name_or_path, trust_remote_code=trust_remote_code, from_pretrained=from_pretrained)
 
     def tokenize(self, data: PreparedData, loaded: LoadedModel, *, max_length: int | None = None) -> PreparedData:
         """Returns the data with model inputs in the place of texts, not padded yet.
