@@ -318,7 +318,7 @@ class ActivationCache:
             return "the inputs of the model are not tensors with one row for each example"
         inputs = few_rows(inputs, keyed)
         keyed = keyed_inputs(inputs, self.unkeyed)
-        replay = Replay(self.model, self.plan)
+        replay = Replay(self.model, self.plan, self.unkeyed)
         try:
             with kept_random_state():
                 reason = replay.probe(inputs, label_names=self._label_names) or reason_of_prefix(replay, inputs)

@@ -51,11 +51,13 @@ class Replay:
     Args:
         model: The model that carries the plan, wrapped or not.
         plan: What is frozen; its depth is at least 1.
+        unkeyed: Names of inputs that the prefix does not read: labels, and inputs of a decoder.
     """
 
-    def __init__(self, model: nn.Module, plan: FreezePlan) -> None:
+    def __init__(self, model: nn.Module, plan: FreezePlan, unkeyed: Collection[str] = ("labels",)) -> None:
         self.model = unwrap_model(model)
         self.depth = plan.depth
+        self._unkeyed = frozenset(unkeyed)
         self.batch_axis = 0
         self.extras: Extras = "none"
         self.precision = "none"
@@ -131,7 +133,7 @@ class Replay:
             CacheError: A call went past the frozen blocks.
         """
         swap, last = self._swap(hidden, self.depth)
-        with swap, Guard(self._inner, inputs).watching(swap, last):
+        with swap, Guard(self._inner, inputs, self._unkeyed).watching(swap, last):
             yield
 
     def probe(self, inputs: Mapping[str, Any], *, label_names: Collection[str] = ("labels",)) -> str | None:
@@ -214,7 +216,7 @@ class Replay:
         # What reads the embeddings besides the blocks computes with not-a-number, and is found out.
         swap, last = self._swap(hidden, self.depth, embedded=torch.full_like(hidden, torch.nan))
         try:
-            with swap, Guard(self._inner, keyed).watching(swap, last):
+            with swap, Guard(self._inner, keyed, self._unkeyed).watching(swap, last):
                 replayed = tensors_of(self.model(**inputs))
         except _MISSES_EXTRAS:
             return False

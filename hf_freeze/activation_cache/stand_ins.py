@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -170,10 +170,12 @@ class Guard:
     Args:
         model: The model without wrappers and adapters.
         inputs: What the stored rows belong to, labels excluded.
+        unkeyed: Names of inputs that the prefix does not read: labels, and inputs of a decoder.
     """
 
-    def __init__(self, model: nn.Module, inputs: Mapping[str, Any]) -> None:
+    def __init__(self, model: nn.Module, inputs: Mapping[str, Any], unkeyed: Collection[str]) -> None:
         self._model = model
+        self._unkeyed = unkeyed
         self._inputs = {name: value for name, value in inputs.items() if isinstance(value, torch.Tensor)}
         # For every call that has not returned: whether it runs in full.
         self._calls: list[bool] = []
@@ -226,6 +228,14 @@ class Guard:
             given.update(zip(inspect.signature(module.forward).parameters, args, strict=False))
         if given.get("past_key_values") is not None:
             return False
+        if any(
+            isinstance(value, torch.Tensor)
+            and value.ndim > 0
+            and name not in self._inputs
+            and name not in self._unkeyed
+            for name, value in given.items()
+        ):
+            return False  # Positions, say, or embeddings in place of tokens.
         # A model inside takes part of the inputs, the whole model takes all.
         names = self._inputs if module is self._model else self._inputs.keys() & given.keys()
         return all(_is_same(given.get(name), self._inputs[name]) for name in names)
