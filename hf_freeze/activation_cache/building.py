@@ -76,7 +76,8 @@ def build(outputs: PrefixOutputs, rows: Rows, *, description: str, show_progress
         show_progress: Whether there is one.
     """
     rank, world = rank_and_world()
-    lengths = rows.lengths()
+    with kept_random_state():
+        lengths = rows.lengths()
     order = list(range(len(rows))) if lengths is None else sorted(range(len(rows)), key=lengths.__getitem__)
     # All processes get equally many batches, since they may have to run the prefix together; a last row may come twice.
     share = [order[min(rank + world * step, len(order) - 1)] for step in range(-(-len(order) // world))]

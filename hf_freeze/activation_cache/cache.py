@@ -204,9 +204,10 @@ class ActivationCache:
         if self._outputs is None:
             return
         outputs = self._outputs
-        surveys = [building.survey(outputs, Rows(loader, self.unkeyed)) for loader in loaders]
+        filled = [loader for loader in loaders if len(Rows(loader, self.unkeyed)) > 0]
+        surveys = [building.survey(outputs, Rows(loader, self.unkeyed)) for loader in filled]
         self._reserve(sum(found.missing_bytes for found in surveys))
-        for loader, found in zip(loaders, surveys, strict=True):
+        for loader, found in zip(filled, surveys, strict=True):
             if self.is_on and found.stored_share < 1:
                 building.build(
                     outputs,
@@ -377,7 +378,9 @@ class ActivationCache:
 
 
 def _sentence(text: str) -> str:
-    return f"{text[:1].upper()}{text[1:].rstrip('.')}."
+    # Options and classes keep their spelling.
+    first = text[:1].upper() if text.partition(" ")[0].isalpha() else text[:1]
+    return f"{first}{text[1:].rstrip('.')}."
 
 
 def _has_rows(keyed: Mapping[str, Any], keys: torch.Tensor | None) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,20 +57,23 @@ def row_keys(inputs: Mapping[str, Any]) -> torch.Tensor:
     size = batch_size(inputs)
     lengths = row_lengths(inputs)
     width = inputs["attention_mask"].shape[1] if lengths is not None else 0
-    shared = hashlib.blake2b(digest_size=KEY_SIZE)
-    per_row: list[tuple[bytes, Any, bool]] = []
+    header: list[str] = []
+    per_row: list[tuple[Any, int]] = []
     for name in sorted(inputs):
         value = inputs[name]
         if isinstance(value, torch.Tensor) and value.ndim > 0 and value.shape[0] == size:
-            padded = lengths is not None and value.ndim > 1 and value.shape[1] == width
-            per_row.append((f"{name}:{value.dtype}:".encode(), _as_bytes(value), padded))
+            is_padded = lengths is not None and value.ndim > 1 and value.shape[1] == width
+            header.append(f"{name}:{value.dtype}{tuple(value.shape[2 if is_padded else 1 :])};")
+            rows = value.detach().reshape(size, -1).contiguous().view(torch.uint8).numpy()
+            per_row.append((rows, rows.shape[1] // width if is_padded and width else 0))
         else:
-            shared.update(f"{name}={_spelled(value)};".encode())
+            header.append(f"{name}={_spelled(value)};")
+    start = "".join(header).encode()
     keys = bytearray()
     for row in range(size):
         length = lengths[row] if lengths is not None else width
-        keys += _hash(shared, per_row, row, length)
-        keys += keys[-KEY_SIZE:] if length == width else _hash(shared, per_row, row, width)
+        keys += _hash(start, per_row, row, length)
+        keys += keys[-KEY_SIZE:] if length == width else _hash(start, per_row, row, width)
     return torch.frombuffer(keys, dtype=torch.uint8).view(size, 2 * KEY_SIZE)
 
 
@@ -83,19 +86,18 @@ def batch_size(inputs: Mapping[str, Any]) -> int:
     return next(int(v.shape[0]) for v in inputs.values() if isinstance(v, torch.Tensor) and v.ndim > 0)
 
 
-def _as_bytes(value: torch.Tensor) -> Any:
-    """Returns the tensor as an array of bytes whose last dimension grew by the size of an element."""
-    return value.detach().contiguous().view(value.shape).unsqueeze(-1).view(torch.uint8).numpy()
+def _hash(header: bytes, per_row: Sequence[tuple[Any, int]], row: int, length: int) -> bytes:
+    """Returns the hash of the first positions of a row.
 
-
-def _hash(shared: Any, per_row: list[tuple[bytes, Any, bool]], row: int, length: int) -> bytes:
-    digest = shared.copy()
-    for header, values, padded in per_row:
-        content = values[row, :length] if padded else values[row]
-        digest.update(header)
-        digest.update(str(content.shape).encode())
-        digest.update(content.tobytes())
-    return bytes(digest.digest())
+    Args:
+        header: What all rows of the batch have in common.
+        per_row: Arrays of bytes of shape (B, bytes), and how many bytes a position takes; 0 where all count.
+        row: Which row.
+        length: How many positions count.
+    """
+    parts = [values[row, : length * size] if size else values[row] for values, size in per_row]
+    content = b"".join((header, length.to_bytes(8, "little"), *parts))
+    return hashlib.blake2b(content, digest_size=KEY_SIZE).digest()
 
 
 def _spelled(value: object) -> str:

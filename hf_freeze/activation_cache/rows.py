@@ -20,7 +20,7 @@ from accelerate.data_loader import IterableDatasetShard
 from torch.utils.data import DataLoader
 
 from hf_freeze.activation_cache.collator import KeyCollator, keyed_inputs
-from hf_freeze.activation_cache.keys import KEYS, batch_size
+from hf_freeze.activation_cache.keys import KEYS
 
 # Rows that are looked at in place of all.
 _SAMPLE_SIZE = 64
@@ -58,8 +58,8 @@ class Rows:
         Args:
             indices: Which rows.
         """
-        if isinstance(self.dataset, datasets.IterableDataset):
-            rows = list(itertools.islice(iter(self.dataset), len(indices)))
+        if not self.has_length:
+            rows = self._first(len(indices))
         elif hasattr(self.dataset, "__getitems__"):
             rows = self.dataset.__getitems__(list(indices))
         else:
@@ -77,21 +77,24 @@ class Rows:
                 f"the rows of a {type(self.dataset).__name__} cannot be fetched twice, to see whether they stay the "
                 "same; a datasets.IterableDataset or a dataset with a length can"
             )
-        if self.has_length and len(self) == 0:
+        indices = self._spread(count) if self.has_length else range(len(self._first(count)))
+        if not indices:
             return None, "there are no rows"
-        indices = self._spread(count) if self.has_length else list(range(count))
         first, second = self.fetch(indices), self.fetch(indices)
-        if KEYS not in first or batch_size(first) != len(indices):
+        if KEYS not in first:
             return None, "the collator does not make one row of the batch from each row of the dataset"
         if not torch.equal(first[KEYS], second[KEYS]):
             return None, "the same rows give other inputs each time they are fetched (augmentation, masking)"
         return first, None
 
+    def _first(self, count: int) -> list[Any]:
+        return list(itertools.islice(iter(self.dataset), count))
+
     def lengths(self) -> list[int] | None:
         """Returns the number of tokens of every row, or None where rows have no tokens."""
         if isinstance(self.dataset, datasets.Dataset):
             return token_lengths(self.dataset)
-        if not isinstance(self.dataset[0], Mapping) or "input_ids" not in self.dataset[0]:
+        if len(self) == 0 or not isinstance(self.dataset[0], Mapping) or "input_ids" not in self.dataset[0]:
             return None
         return [len(self.dataset[index]["input_ids"]) for index in range(len(self))]
 

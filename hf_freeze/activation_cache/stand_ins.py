@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from hf_freeze.activation_cache.processes import rank_and_world
 from hf_freeze.errors import CacheError
 
 # Asking for one of these asks for what the blocks themselves compute.
@@ -46,6 +47,7 @@ class StandIn(nn.Module):
         # Straight into the instance: a registered block would be found by `parameters()` and moved by `to()`.
         self.__dict__.update(block=block, extras=extras, hidden=hidden, carried=carried, runs=runs, was_called=False)
         self.__dict__["precision"] = precision
+        _list_buffers(self, block)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["block"], name)
@@ -83,6 +85,7 @@ class EmbeddingStandIn(nn.Module):
     def __init__(self, module: nn.Module, output: torch.Tensor) -> None:
         super().__init__()
         self.__dict__.update(module=module, output=output)
+        _list_buffers(self, module)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["module"], name)
@@ -91,6 +94,19 @@ class EmbeddingStandIn(nn.Module):
         """Returns the output that was given."""
         output: torch.Tensor = self.__dict__["output"]
         return output
+
+
+def _list_buffers(stand_in: nn.Module, module: nn.Module) -> None:
+    """Has a stand-in list the buffers of the real module, under their own names, where there are several processes.
+
+    DistributedDataParallel lists the buffers of the model anew in every forward call, and fails where none is left.
+
+    Args:
+        stand_in: The stand-in.
+        module: What it stands in for.
+    """
+    if rank_and_world()[1] > 1:
+        stand_in._buffers.update(module.named_buffers())
 
 
 def autocast_of(device_type: str) -> str:

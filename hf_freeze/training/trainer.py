@@ -32,13 +32,14 @@ from hf_freeze.plan.resolve import FreezeState
 from hf_freeze.training.backends import check_backend, reshard, shard_by_block
 from hf_freeze.training.caching import CachingMixin
 from hf_freeze.training.callbacks import AuditCallback, LearningRateCallback
+from hf_freeze.training.loop import LoopMixin
 from hf_freeze.training.loss import count_items, loss_responds, scale_loss
 from hf_freeze.training.resuming import CheckpointMixin
 
 logger = logging.getLogger(__name__)
 
 
-class FreezeMixin(CachingMixin, CheckpointMixin):
+class FreezeMixin(CachingMixin, LoopMixin, CheckpointMixin):
     """Adds a freeze plan to a `Trainer` class; list it first among the bases.
 
     Args:
