@@ -122,8 +122,8 @@ def assert_caching_changes_nothing(folder: Path, *, atol: float = 1e-5, **keywor
     Returns:
         The run that filled the cache, and the one that found it full.
     """
-    plain = trained(folder, {"enabled": False}, **keywords)
     section = {"enabled": True, "dir": str(folder / "cache"), **keywords.pop("section", {})}
+    plain = trained(folder, {"enabled": False}, **keywords)
     cold = trained(folder, section, **keywords)
     warm = trained(folder, section, **keywords)
     assert not plain.cache.is_on
@@ -139,4 +139,4 @@ def assert_caching_changes_nothing(folder: Path, *, atol: float = 1e-5, **keywor
 
 def stored_files(folder: Path) -> list[Path]:
     """The databases below a folder."""
-    return sorted(folder.rglob("*.mdb"))
+    return sorted(folder.rglob("data.mdb"))

@@ -14,7 +14,7 @@ from tests.unit.training.cached import assert_caching_changes_nothing
 from tests.zoo import ZOO, Architecture
 
 # What these models draw at random lies outside of their blocks, or depends on the mode of a parent of the blocks.
-ARCHITECTURES = "gpt2 t5 bart mbart m2m_100 pegasus xlnet wav2vec2 hubert wavlm".split()
+ARCHITECTURES = ["gpt2", "t5", "bart", "mbart", "m2m_100", "pegasus", "xlnet", "wav2vec2", "hubert", "wavlm"]
 # Masking of hidden states in front of the blocks is random by design, and is tested where the cache is off.
 NO_MASKING = {"apply_spec_augment": False, "mask_time_prob": 0.0}
 
