@@ -193,6 +193,7 @@ class Guard:
         self._model = model
         self._unkeyed = unkeyed
         self._inputs = {name: value for name, value in inputs.items() if isinstance(value, torch.Tensor)}
+        self._versions = {name: value._version for name, value in self._inputs.items()}
         # For every call that has not returned: whether it runs in full.
         self._calls: list[bool] = []
 
@@ -252,6 +253,8 @@ class Guard:
             for name, value in given.items()
         ):
             return False  # Positions, say, or embeddings in place of tokens.
+        if any(value._version != self._versions[name] for name, value in self._inputs.items()):
+            return False  # They were written to since the rows were fetched.
         # A model inside takes part of the inputs, the whole model takes all.
         names = self._inputs if module is self._model else self._inputs.keys() & given.keys()
         return all(_is_same(given.get(name), self._inputs[name]) for name in names)

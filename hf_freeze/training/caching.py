@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import weakref
 from collections.abc import MutableMapping
 from typing import TYPE_CHECKING, Any
 
@@ -195,7 +196,8 @@ class CacheCallback(TrainerCallback):
     """
 
     def __init__(self, trainer: CachingMixin) -> None:
-        self.trainer = trainer
+        # The trainer holds its callbacks: a cycle would keep it, and its dataloader workers, until a collection.
+        self.trainer = weakref.proxy(trainer)
 
     def on_train_begin(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from typing import Any, Protocol
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -34,7 +35,8 @@ class AuditCallback(TrainerCallback):
     """
 
     def __init__(self, trainer: _Trainer) -> None:
-        self.trainer = trainer
+        # The trainer holds its callbacks: a cycle would keep it, and its dataloader workers, until a collection.
+        self.trainer = weakref.proxy(trainer)
         self.digests: dict[str, str] = {}
         self._first_step = True
 

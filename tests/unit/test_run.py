@@ -227,8 +227,8 @@ def test_a_plan_for_a_model_takes_only_the_sections_that_it_follows_from(model: 
     with pytest.raises(ConfigError) as caught:
         run.plan(str(model), ["freze.blocks.first=2"])
     assert str(caught.value) == (
-        "freze: unknown key; got {'blocks': {'first': 2}}. Known keys: activation_cache, adapters, freeze, lr_multipliers, model. "
-        "Did you mean 'freeze'?"
+        "freze: unknown key; got {'blocks': {'first': 2}}. Known keys: activation_cache, adapters, freeze, "
+        "lr_multipliers, model. Did you mean 'freeze'?"
     )
 
 
