@@ -10,6 +10,7 @@ import contextlib
 import math
 import weakref
 from collections.abc import MutableMapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,7 +24,7 @@ from hf_freeze.activation_cache.cache import ActivationCache
 from hf_freeze.activation_cache.checks import reason_of_plan
 from hf_freeze.activation_cache.collator import KeyCollator
 from hf_freeze.activation_cache.keys import KEYS
-from hf_freeze.activation_cache.rows import Rows
+from hf_freeze.activation_cache.rows import Rows, Survey
 from hf_freeze.config import ActivationCacheConfig
 from hf_freeze.plan.apply import plan_of
 from hf_freeze.plan.resolve import FreezePlan
@@ -101,7 +102,7 @@ class CachingMixin(_Base):
         sized = [(loader, passes) for loader, passes in loaders if Rows(loader, cache.unkeyed).has_length]
         sized = [(loader, passes) for loader, passes in sized if len(loader.dataset) > 0]  # type: ignore[arg-type]
         if cache.section.enabled == "auto" and sized:
-            surveys = [(cache.survey(loader), passes) for loader, passes in sized]
+            surveys = [(self._survey(cache, loader), passes) for loader, passes in sized]
             if len(sized) == len(loaders) and not pays(surveys):
                 cache.turn_off(
                     "each row is needed once, and there is no padding to save: storing would take longer than it saves"
@@ -113,6 +114,12 @@ class CachingMixin(_Base):
                 *(loader for loader, passes in sized if passes >= 1 or cache.section.build == "eager"),
                 show_progress=not self.args.disable_tqdm,
             )
+
+    def _survey(self, cache: ActivationCache, loader: DataLoader[Any]) -> Survey:
+        found = cache.survey(loader)
+        if self.args.train_sampling_strategy == "group_by_length":
+            return replace(found, padded_positions=found.positions)  # Rows of a batch are of like length.
+        return found
 
     def _train_passes(self, loader: DataLoader[Any]) -> float:
         """Returns how often training will pass over its rows, from where it resumes."""
