@@ -8,6 +8,7 @@
 - `memory`: the peak of anonymous memory of such a run, in a fresh process each.
 - `reading`: what reading a batch from the store costs beside a step, warm and cold, and how writing and reading at
   random fare as the store grows.
+- `profile`: where the time of a cached step goes.
 
 All take `--threads` and `--seed`, and write Markdown to standard output and to `--output`.
 """
@@ -27,7 +28,7 @@ import numpy as np
 import torch
 from transformers import Trainer
 
-from benchmarks import store_reading, whole_runs
+from benchmarks import cached_profile, store_reading, whole_runs
 from benchmarks.contenders import (
     CACHED,
     FROZEN_LOOP,
@@ -136,7 +137,7 @@ def step_lines(options: argparse.Namespace) -> list[str]:
 def _add_step_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--depths", type=int, nargs="+", default=[2, 3, 4, 5, 6], help="k, how many blocks are frozen")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[32, 8])
-    parser.add_argument("--rounds", type=int, default=40, help="steps of each that are kept")
+    parser.add_argument("--rounds", type=int, default=30, help="steps of each that are kept")
     parser.add_argument("--dropped", type=int, default=5, help="steps of each that come before those")
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=CONTENDERS)
 
@@ -145,7 +146,9 @@ def _add_run_options(parser: argparse.ArgumentParser, *, depths: Sequence[int], 
     parser.add_argument("--depths", type=int, nargs="+", default=depths, help="k, how many blocks are frozen")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--rows", type=int, default=rows, help="rows to train on; there are 7500")
-    parser.add_argument("--evaluation-rows", type=int, default=rows // 5, help="rows to evaluate on; there are 1500")
+    parser.add_argument(
+        "--evaluation-rows", type=int, help="rows to evaluate on, of 1500; a fifth of --rows unless given"
+    )
     parser.add_argument("--repeats", type=int, default=repeats)
     parser.add_argument("--contenders", nargs="+", choices=TRAINERS, default=TRAINERS)
 
@@ -186,8 +189,15 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     _add_run_options(memory, depths=[4, 5, 6], rows=640, repeats=3)
     memory.add_argument("--epochs", type=int, default=2)
     memory.set_defaults(contenders=[FROZEN_LOOP, CACHED])
+    profile = commands.add_parser("profile", parents=[shared], help="profile cached steps")
+    profile.add_argument("--depth", type=int, default=6, help="k, how many blocks are frozen")
+    profile.add_argument("--batch-size", type=int, default=32)
+    profile.add_argument("--rounds", type=int, default=100, help="steps that are profiled")
+    profile.add_argument("--functions", type=int, default=40, help="how many functions are listed")
     _add_reading_options(commands.add_parser("reading", parents=[shared], help="time the store"))
     options = parser.parse_args(arguments)
+    if "evaluation_rows" in options and options.evaluation_rows is None:
+        options.evaluation_rows = options.rows // 5
     if "contenders" in options:
         options.contenders = [each for each in CONTENDERS if each in options.contenders]
     return options
@@ -199,6 +209,7 @@ COMMANDS = {
     "sweep": whole_runs.sweep_lines,
     "memory": whole_runs.memory_lines,
     "reading": store_reading.reading_lines,
+    "profile": cached_profile.profile_lines,
 }
 
 

@@ -76,23 +76,41 @@ def test_the_frozen_loop_comes_first() -> None:
 def test_steps_are_measured_and_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "report.md"
     options = ["--depths", "6", "--batch-sizes", "2", "--rounds", "2", "--dropped", "1", "--output", str(output)]
-    options += ["--contenders", "frozen loop", "oracle", "oracle in Trainer"]
-    report = report_of(["steps", *SMALL, *options], capsys)
+    report = report_of(["steps", *SMALL, *options, "--folder", str(tmp_path)], capsys)
     assert output.read_text() == report
-    assert re.search(r"^\| 2 \| 6 \| [\d.]+ \| [\d.]+ \| [\d.]+ \|$", report, re.MULTILINE)
+    times, ratios = r"(?: [\d.]+ \|){5}", r"(?: [\d.]+ \[[\d.]+, [\d.]+\] \|){4}"
+    assert re.search(rf"^\| 2 \| 6 \|{times}{ratios}$", report, re.MULTILINE)
+    assert list(tmp_path.iterdir()) == [output]
 
 
 def test_runs_are_measured_and_reported(capsys: pytest.CaptureFixture[str]) -> None:
-    options = ["--epochs", "1", "2", "--repeats", "1", "--contenders", "frozen loop"]
+    options = ["--epochs", "1", "2", "--repeats", "1", "--contenders", "frozen loop", "cached"]
     report = report_of(["runs", *SMALL_RUN, *options], capsys)
-    assert len(re.findall(r"^\| [12] \| 6 \| [\d.]+ \| [\d.]+ \|$", report, re.MULTILINE)) == 2
+    ratio = r"[\d.]+ \([\d.]+ to [\d.]+\)"
+    row = rf"^\| [12] \| 6 \| [\d.]+ \| [\d.]+ \| {ratio} \| [\d.]+ \| [\d.]+ \|$"
+    assert len(re.findall(row, report, re.MULTILINE)) == 2
 
 
 def test_a_sweep_is_measured_and_reported(capsys: pytest.CaptureFixture[str]) -> None:
-    options = ["--epochs", "1", "--learning-rates", "1e-4", "2e-4", "--contenders", "frozen loop"]
+    options = ["--epochs", "1", "--learning-rates", "1e-4", "2e-4", "--contenders", "cached"]
     report = report_of(["sweep", *SMALL_RUN, *options], capsys)
     assert re.search(r"^\| 6 \| 2 \| [\d.]+ \|$", report, re.MULTILINE)
     assert re.search(r"^\| 6 \| 0.0002 \| [\d.]+ \|$", report, re.MULTILINE)
+
+
+@pytest.mark.slow
+def test_memory_is_measured_and_reported(capsys: pytest.CaptureFixture[str]) -> None:
+    report = report_of(["memory", *SMALL_RUN, "--epochs", "1", "--repeats", "1"], capsys)
+    assert re.search(r"^\| 6 \| \d+ \| \d+ \| \d+ \| [\d.]+ \|$", report, re.MULTILINE)
+
+
+def test_the_profile_names_the_functions_of_a_step(capsys: pytest.CaptureFixture[str]) -> None:
+    report = report_of(["profile", *SMALL, "--rounds", "2", "--batch-size", "2", "--functions", "400"], capsys)
+    assert re.search(r"^\| `hf_freeze/training/caching.py:\d+ training_step` \| 1.0 \| ", report, re.MULTILINE)
+
+
+def test_the_rows_to_evaluate_on_follow_the_rows_to_train_on() -> None:
+    assert parse_arguments(["runs", "--rows", "7500"]).evaluation_rows == 1500
 
 
 def test_growth_is_measured_and_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
