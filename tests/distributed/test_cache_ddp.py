@@ -69,8 +69,10 @@ def test_the_cache_serves_every_row_on_every_rank(seen: Records, run: CachedRun)
         assert record.hits + record.misses == SERVED / 2
 
 
-def test_each_rank_builds_its_share_before_training(seen: Records) -> None:
-    assert [record.built for record in seen["built"]] == [NUM_ROWS / 2, NUM_ROWS / 2]
+def test_ranks_share_the_building_before_training(seen: Records) -> None:
+    # Whoever is done with its half of the rows for training goes on with those for evaluation, which are among them.
+    assert sum(record.built for record in seen["built"]) == NUM_ROWS
+    assert min(record.built for record in seen["built"]) > NUM_ROWS / 4
     assert [record.misses for record in seen["built"]] == [0, 0]
 
 
