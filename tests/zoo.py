@@ -248,7 +248,7 @@ _T5 = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 3, "num_heads": 4, "v
     "decoder_start_token_id": 0,
     "dropout_rate": 0.1,
 }
-_FUNNEL = {"block_sizes": [3, 3], "d_model": 32, "n_head": 4, "d_head": 8, "d_inner": 64}
+_FUNNEL = {"block_sizes": [2, 2, 2], "d_model": 32, "n_head": 4, "d_head": 8, "d_inner": 64}
 _SPEECH = {**_TWO_STACKS, "max_source_positions": 50, "max_target_positions": 64, "num_mel_bins": 8}
 _IMAGE = {**_BLOCKS, "image_size": 32, "patch_size": 8}
 _SWIN = {"image_size": 32, "patch_size": 2, "embed_dim": 16, "depths": [1, 1, 2], "num_heads": [2, 2, 2]} | {
@@ -262,7 +262,7 @@ _HIERA = (
     | {"masked_unit_size": [4, 4], "masked_unit_attention": [True, True, False]}
 )
 _PYRAMID = (
-    {**_DROPOUT, "num_encoder_blocks": 2, "depths": [2, 3], "sr_ratios": [4, 2], "hidden_sizes": [16, 32]}
+    {**_DROPOUT, "num_encoder_blocks": 2, "depths": [3, 3], "sr_ratios": [4, 2], "hidden_sizes": [16, 32]}
     | {"patch_sizes": [7, 3], "strides": [4, 2], "num_attention_heads": [2, 4], "mlp_ratios": [2, 2]}
     | {"decoder_hidden_size": 16, "image_size": 32, "sequence_reduction_ratios": [2, 1]}
 )
