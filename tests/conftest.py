@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
@@ -55,3 +56,13 @@ def minilm_path() -> Path:
 def reviews_path() -> Path:
     """The folder with train.csv, validation.csv and test.csv of the movie reviews."""
     return REPOSITORY / "examples" / "data" / "movie_reviews"
+
+
+@pytest.fixture(autouse=True)
+def own_activation_cache() -> Iterator[None]:
+    """Gives every test a cache folder of its own: what an earlier one stored cannot change what it sees."""
+    session = os.environ["HF_FREEZE_CACHE"]
+    with tempfile.TemporaryDirectory(dir=_HF_HOME.name, ignore_cleanup_errors=True) as folder:
+        os.environ["HF_FREEZE_CACHE"] = folder
+        yield
+        os.environ["HF_FREEZE_CACHE"] = session

@@ -134,6 +134,7 @@ def test_an_evicted_store_still_has_its_rows(tmp_path: Path) -> None:
     store.close()
 
 
+@pytest.mark.slow
 def test_the_watch_keeps_the_peak_of_memory_that_was_given_back() -> None:
     with MemoryWatch() as before:
         pass

@@ -96,7 +96,7 @@ class TestPlan:
     def test_activation_checkpointing_is_on_and_reaches_trained_blocks_only(
         self, tmp_path: Path, keywords: dict[str, Any]
     ) -> None:
-        trainer = prepared(tmp_path, FreezeSFTTrainer, **keywords)
+        trainer = prepared(tmp_path, FreezeSFTTrainer, activation_cache={"enabled": False}, **keywords)
         assert trainer.args.activation_checkpointing
         layers = next(m for m in trainer.model.modules() if isinstance(m, nn.ModuleList) and len(m) == 4)
         reached = Reached(layers)
