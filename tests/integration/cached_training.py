@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from hf_freeze.activation_cache import building
 from hf_freeze.training import FreezeTrainer
 from tests.tiny import tiny_bert
 from tests.unit.training.cached import DROPOUT, FROZEN, padding, sentences
@@ -39,6 +40,7 @@ class Task:
         num_rows: How many rows it trains on.
         num_steps: Optimizer steps.
         killed_after: Seconds until it is killed, or None.
+        bytes_at_once: How many bytes building stores at once, or None for as many as it does by itself.
         max_file_size: How large a file may become, in bytes, or None.
     """
 
@@ -47,6 +49,7 @@ class Task:
     num_rows: int = NUM_ROWS
     num_steps: int = 10
     killed_after: float | None = None
+    bytes_at_once: int | None = None
     max_file_size: int | None = None
 
 
@@ -81,7 +84,7 @@ def trainer_of(task: Task) -> FreezeTrainer:
     return FreezeTrainer(
         tiny_bert(**DROPOUT, **SIZES),
         arguments(Path(task.output) / "run", **{**options, "max_steps": task.num_steps}),
-        train_dataset=sentences(1000, longest=LONGEST).select(range(task.num_rows)),
+        train_dataset=sentences(5000, longest=LONGEST).select(range(task.num_rows)),
         eval_dataset=sentences(NUM_EVALUATED, longest=LONGEST, seed=1),
         data_collator=padding(),
         freeze=FROZEN,
@@ -121,6 +124,8 @@ def _start(task: Task) -> int:
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     if task.max_file_size is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (task.max_file_size, task.max_file_size))
+    if task.bytes_at_once is not None:
+        building._BYTES_AT_ONCE = task.bytes_at_once
     status = 1
     try:
         (output / "result.json").write_text(json.dumps(dataclasses.asdict(carry_out(task))))

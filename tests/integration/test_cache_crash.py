@@ -108,8 +108,8 @@ def test_killed_at_random_moments_and_run_to_the_end(start: Start, uncached: Res
     task = again(task, cache={**task.cache, "build": build})
     num_rows = [0]
     for trial in range(5):
-        # Every run finds rows that none before it has seen, and would train for hours.
-        killed = again(task, f"killed-{trial}", num_rows=200 * (trial + 1), num_steps=10**6)
+        # Every run finds rows that none before it has seen, stores them bit by bit, and would train for hours.
+        killed = again(task, f"killed-{trial}", num_rows=1000 * (trial + 1), num_steps=10**6, bytes_at_once=1 << 19)
         assert start(dataclasses.replace(killed, killed_after=draw.uniform(0.3, 2.0))) == [-9]
         stores = list_stores(root)
         assert [verify(store.folder).is_sound for store in stores] == [True] * len(stores)
