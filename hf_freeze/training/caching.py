@@ -24,6 +24,7 @@ from hf_freeze.activation_cache.cache import ActivationCache
 from hf_freeze.activation_cache.checks import reason_of_plan
 from hf_freeze.activation_cache.collator import KeyCollator
 from hf_freeze.activation_cache.keys import KEYS
+from hf_freeze.activation_cache.processes import first_reason
 from hf_freeze.activation_cache.rows import Rows, Survey
 from hf_freeze.config import ActivationCacheConfig
 from hf_freeze.plan.apply import plan_of
@@ -101,13 +102,17 @@ class CachingMixin(_Base):
         loaders = [(train_dataloader, self._train_passes(train_dataloader)), *self._evaluation_passes()]
         sized = [(loader, passes) for loader, passes in loaders if Rows(loader, cache.unkeyed).has_length]
         sized = [(loader, passes) for loader, passes in sized if len(loader.dataset) > 0]  # type: ignore[arg-type]
+        reason = None
         if cache.section.enabled == "auto" and sized:
             surveys = [(self._survey(cache, loader), passes) for loader, passes in sized]
             if len(sized) == len(loaders) and not pays(surveys):
-                cache.turn_off(
+                reason = (
                     "each row is needed once, and there is no padding to save: storing would take longer than it saves"
                 )
-                return
+        # Where each process has a folder of its own, one may have stored what another has not.
+        if (reason := first_reason(reason)) is not None:
+            cache.turn_off(reason)
+            return
         if cache.section.build == "eager" or (cache.section.build == "auto" and cache.keys_repeat):
             # What training does not get through is computed when it is needed.
             cache.build(

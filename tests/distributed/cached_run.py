@@ -7,6 +7,7 @@ batch is eight rows whatever the number of processes: the runs must be equal.
 from __future__ import annotations
 
 import dataclasses
+import faulthandler
 import json
 import random
 import sys
@@ -33,6 +34,8 @@ NUM_ROWS = 96
 NUM_EVALUATED = 32
 NUM_STEPS = 20
 NUM_FROZEN = 2
+# Seconds that all runs of a launch may take.
+TIMEOUT = 150.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,6 +208,8 @@ def _stream(dataset: Dataset) -> IterableDataset:
 
 def main(task: dict[str, Any]) -> None:
     """Checks that the processes have met, and carries out every run of the task."""
+    # Processes that wait for each other in vain say where, and end.
+    faulthandler.dump_traceback_later(TIMEOUT, exit=True)
     if task["backend"] == "fsdp2":
         _let_accelerate_shard_on_the_cpu()
     state = PartialState(cpu=True)

@@ -33,7 +33,11 @@ HALF_FILLED = CachedRun("half filled", ("apart-0", "empty"), {"enabled": "auto"}
 CACHED = [BUILT, BUILT_AGAIN, LAZILY, LAZILY_AGAIN, APART, STREAM, STREAM_AGAIN, ACCUMULATED, HALF_FILLED]
 FALLEN_BACK = CachedRun("fallen back", ("good", "blocked/folder"), {"enabled": "auto"})
 REFUSED = CachedRun("refused", ("good", "blocked/folder"))
-RUNS = [*CACHED, FALLEN_BACK, REFUSED]
+# Three batches, each row once: that pays only where rows are stored already, which they are for one of the two.
+PAYS_FOR_ONE = CachedRun(
+    "pays for one", ("lazily", "new"), {"enabled": "auto"}, options={"max_steps": 3, "eval_strategy": "no"}
+)
+RUNS = [*CACHED, FALLEN_BACK, REFUSED, PAYS_FOR_ONE]
 
 
 @pytest.fixture(scope="module")
@@ -112,8 +116,19 @@ def test_a_folder_that_one_rank_cannot_use_turns_the_cache_off_on_all(seen: Reco
         assert record.hits == record.misses == record.built == 0
 
 
+def test_a_cache_that_does_not_pay_for_one_rank_is_off_on_all(seen: Records) -> None:
+    for record in seen["pays for one"]:
+        assert len(record.losses) == 3
+        assert record.reason == (
+            "each row is needed once, and there is no padding to save: storing would take longer than it saves"
+        )
+
+
 def test_it_is_said_once(seen: Records, folder: Path) -> None:
-    assert (folder / "output").read_text().count("activation_cache: off.") == 1
+    said = (folder / "output").read_text()
+    assert said.count("activation_cache: off.") == 2
+    assert said.count("activation_cache: off. activation_cache.dir: cannot write to this folder;") == 1
+    assert said.count("activation_cache: off. Each row is needed once,") == 1
 
 
 def test_where_the_cache_has_to_be_on_all_ranks_raise(seen: Records, folder: Path) -> None:
