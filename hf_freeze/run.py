@@ -71,7 +71,7 @@ class RunResult:
         peak_memory_bytes: The most memory that this process held, in bytes: of its GPU where there is one.
         on_gpu: Whether the peak is of GPU memory.
         cache: What the activation cache did, in this process; None where it was off.
-        cache_reason: Why it was off; None where it was on, or where it was not asked for.
+        cache_reason: Why it was off; None where it was on, where it was not asked for, or where nothing is frozen.
         loading_lines: Lines of Python that load the saved model and its tokenizer.
     """
 
@@ -198,9 +198,13 @@ class Run:
             peak_memory_bytes=torch.cuda.max_memory_allocated() if on_gpu else _peak_process_memory(),
             on_gpu=on_gpu,
             cache=cache.stats if cache.is_on else None,
-            cache_reason=cache.reason if self.config.activation_cache.enabled is not False else None,
+            cache_reason=cache.reason if self._has_something_to_cache else None,
             loading_lines=self._loading_lines(folder),
         )
+
+    @property
+    def _has_something_to_cache(self) -> bool:
+        return self.config.activation_cache.enabled is not False and bool(self.trainer.plan.frozen_names)
 
     def _loading_lines(self, folder: str) -> tuple[str, ...]:
         section = self.config.model

@@ -35,7 +35,7 @@ def survey(outputs: PrefixOutputs, rows: Rows) -> Survey:
     positions: list[int] = []
     widths: list[int] = []
     with kept_random_state():
-        batches = rows.survey()
+        batches = list(rows.sample())
     for batch in batches:
         keyed = rows.keyed(batch)
         num_stored += sum(outputs.store.has(outputs.names(keyed, batch.get(KEYS))))
@@ -45,6 +45,7 @@ def survey(outputs: PrefixOutputs, rows: Rows) -> Survey:
     padded = float(max(widths)) if len(set(widths)) == 1 else expected_maximum(widths, rows.batch_size)
     mean = sum(positions) / len(positions)
     return Survey(
+        rows,
         num_rows=len(rows),
         stored_share=num_stored / len(batches),
         row_bytes=sum(outputs.stored_bytes(count) for count in positions) / len(positions),
@@ -61,8 +62,12 @@ def pays(surveys: Sequence[tuple[Survey, float]]) -> bool:
     Args:
         surveys: What is known about the rows of each dataset, and how often training passes over them.
     """
-    without = sum(passes * found.num_rows * found.padded_positions for found, passes in surveys)
-    once = sum((1 - found.stored_share) * found.num_rows * found.positions for found, _ in surveys)
+    without = once = 0.0
+    for found, passes in surveys:
+        without += passes * found.num_rows * found.padded_positions
+        # Rows that training does not get through are not built: those that it meets are computed as they come.
+        computed = found.positions if passes >= 1 else passes * found.padded_positions
+        once += (1 - found.stored_share) * found.num_rows * computed
     return without > (1 + _STORING) * once
 
 
@@ -77,8 +82,7 @@ def build(outputs: PrefixOutputs, rows: Rows, *, description: str, show_progress
     """
     rank, world = rank_and_world()
     with kept_random_state():
-        lengths = rows.lengths()
-    order = list(range(len(rows))) if lengths is None else sorted(range(len(rows)), key=lengths.__getitem__)
+        order = rows.by_length()
     # All processes get equally many batches, since they may have to run the prefix together; a last row may come twice.
     share = [order[min(rank + world * step, len(order) - 1)] for step in range(-(-len(order) // world))]
     start = time.perf_counter()

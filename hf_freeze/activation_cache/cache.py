@@ -9,7 +9,7 @@ import contextlib
 import copy
 import logging
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,12 +22,14 @@ from hf_freeze.activation_cache.checks import (
     PROBE_SIZE,
     few_rows,
     find_trimming,
+    pads_on_the_left,
     pads_to_the_longest,
     reason_of_model,
     reason_of_plan,
     reason_of_prefix,
 )
 from hf_freeze.activation_cache.collator import KeyCollator, keyed_inputs
+from hf_freeze.activation_cache.housekeeping import remove_if_empty
 from hf_freeze.activation_cache.keys import (
     KEYS,
     batch_size,
@@ -69,7 +71,9 @@ class ActivationCache:
     Attributes:
         model: The model.
         plan: What is frozen in it.
-        reason: Why the cache is off; None where it is on, or nothing is known yet.
+        is_decided: Whether it is known if the cache is on.
+        reason: Why it is off; None where it is on, or nothing is known yet.
+        keys_repeat: Whether a row has the same key in every batch; False where it depends on how far that is padded.
         stats: What it did.
 
     Args:
@@ -99,8 +103,8 @@ class ActivationCache:
         self.reason: str | None = None
         self._label_names = tuple(label_names)
         self._outputs: PrefixOutputs | None = None
-        self._is_decided = False
-        self._keys_repeat = False
+        self.is_decided = False
+        self.keys_repeat = False
         self._shelf = Shelf(self.section)
         self._watched: list[nn.Parameter] = []
         self._seen: list[object] = []
@@ -115,16 +119,6 @@ class ActivationCache:
         """How many rows are stored."""
         return 0 if self._outputs is None else len(self._outputs.store)
 
-    @property
-    def keys_repeat(self) -> bool:
-        """Whether a row has the same key in every batch; False where it depends on how far the batch is padded."""
-        return self._keys_repeat
-
-    @property
-    def is_decided(self) -> bool:
-        """Whether it is known if the cache is on."""
-        return self._is_decided
-
     def prepare(self, batch: Mapping[str, Any]) -> bool:
         """Finds out on a few rows whether the cache holds for this model, and returns it.
 
@@ -136,8 +130,11 @@ class ActivationCache:
         Raises:
             CacheError: The cache does not hold, and `enabled` is true.
         """
+        return self._prepare(batch, widths_vary=None)
+
+    def _prepare(self, batch: Mapping[str, Any], *, widths_vary: bool | None) -> bool:
         try:
-            reason = self._start(batch)
+            reason = self._start(batch, widths_vary)
         except CacheError as error:
             reason = str(error)
         return self._decide(first_reason(reason))
@@ -157,12 +154,15 @@ class ActivationCache:
         batch: dict[str, Any] | None = None
         if reason is None:
             with kept_random_state():
-                batch, reason = Rows(loader, self.unkeyed).fetch_probe(PROBE_SIZE)
+                rows = Rows(loader, self.unkeyed)
+                batch, reason = rows.fetch_probe(PROBE_SIZE)
+                widths_vary = batch is not None and not rows.repeat_in_any_company(PROBE_SIZE)
         reason = first_reason(reason)
         if reason is not None or batch is None:
             return self._decide(reason)
         device = next(self.model.parameters()).device
-        return self.prepare({n: v.to(device) if isinstance(v, torch.Tensor) else v for n, v in batch.items()})
+        batch = {n: v.to(device) if isinstance(v, torch.Tensor) else v for n, v in batch.items()}
+        return self._prepare(batch, widths_vary=widths_vary)
 
     def turn_off(self, reason: str) -> None:
         """Turns the cache off for good.
@@ -175,16 +175,17 @@ class ActivationCache:
         """
         self._decide(reason)
 
-    def survey(self, loader: DataLoader[Any]) -> Survey:
-        """Looks at a sample of the rows of a loader, and returns what it says about all.
+    def survey(self, loader: DataLoader[Any]) -> Survey | None:
+        """Looks at a sample of the rows of a loader, and returns what it says about all; None where there is no length.
 
         Args:
-            loader: A loader whose dataset has a length.
+            loader: The loader.
 
         Raises:
             CacheError: The cache is off.
         """
-        return building.survey(self._on(), Rows(loader, self.unkeyed))
+        rows = Rows(loader, self.unkeyed)
+        return building.survey(self._on(), rows) if rows.has_length and len(rows) > 0 else None
 
     def build(self, *loaders: DataLoader[Any], show_progress: bool = True) -> None:
         """Computes and stores the rows of some loaders that are not stored, in batches of rows of equal length.
@@ -199,21 +200,31 @@ class ActivationCache:
             CacheError: The cache does not hold or does not fit, and `enabled` is true.
         """
         self._refresh_if_changed()
-        if not self._is_decided and loaders:
+        if not self.is_decided and loaders:
             self.prepare_from(loaders[0])
         if self._outputs is None:
             return
-        outputs = self._outputs
-        filled = [loader for loader in loaders if len(Rows(loader, self.unkeyed)) > 0]
-        surveys = [building.survey(outputs, Rows(loader, self.unkeyed)) for loader in filled]
-        self._reserve(sum(found.missing_bytes for found in surveys))
-        for loader, found in zip(filled, surveys, strict=True):
-            if self.is_on and found.stored_share < 1:
+        surveys = [self.survey(loader) for loader in loaders]
+        self.build_surveyed([found for found in surveys if found is not None], show_progress=show_progress)
+
+    def build_surveyed(self, surveys: Sequence[Survey], *, show_progress: bool = True) -> None:
+        """Builds as `build` does, from what `survey` has found.
+
+        Args:
+            surveys: What is known about the rows of each loader.
+            show_progress: Whether to show a progress bar.
+
+        Raises:
+            CacheError: The cache is off, or does not fit and `enabled` is true.
+        """
+        outputs = self._on()
+        reason = self._shelf.reserve(outputs.store, sum(found.missing_bytes for found in surveys))
+        if not self._decide(first_reason(reason)):
+            return
+        for found in surveys:
+            if outputs.anywhere(found.stored_share < 1):
                 building.build(
-                    outputs,
-                    Rows(loader, self.unkeyed),
-                    description="Building the activation cache",
-                    show_progress=show_progress,
+                    outputs, found.rows, description="Building the activation cache", show_progress=show_progress
                 )
         self.stats.num_bytes = outputs.store.num_bytes
         wait_for_all()
@@ -229,7 +240,7 @@ class ActivationCache:
         """
         if not isinstance(loader, DataLoader):
             return loader
-        if not self._is_decided:
+        if not self.is_decided:
             self.prepare_from(loader)
         if not self.is_on:
             return loader
@@ -252,7 +263,7 @@ class ActivationCache:
         inputs = dict(batch)
         keys = inputs.pop(KEYS, None)
         self._refresh_if_changed()
-        if not self._is_decided:
+        if not self.is_decided:
             self.prepare(inputs)
         keyed = keyed_inputs(inputs, self.unkeyed)
         if self._outputs is None or not _has_rows(keyed, keys):
@@ -271,13 +282,13 @@ class ActivationCache:
         """
         self.close()
         if self.is_on:
-            self._outputs, self._is_decided = None, False
+            self._outputs, self.is_decided = None, False
 
     def close(self) -> None:
         """Notes the size of the store and closes it; the next use opens it again."""
         if self._outputs is not None:
             self.stats.num_bytes = self._outputs.store.num_bytes
-            self._outputs.store.close()
+            self._outputs.close()
 
     def _on(self) -> PrefixOutputs:
         if self._outputs is None:
@@ -289,9 +300,12 @@ class ActivationCache:
 
     def _decide(self, reason: str | None) -> bool:
         """Takes note of whether the cache is on, and says once why it is not."""
-        self._is_decided = True
+        self.is_decided = True
         if reason is None:
             return True
+        if self._outputs is not None:
+            self.close()
+            remove_if_empty(self._outputs.store.folder)
         self._outputs, self.reason = None, reason
         if self.section.enabled is True:
             raise CacheError(
@@ -309,7 +323,7 @@ class ActivationCache:
             return "activation_cache.enabled is false"
         return reason_of_plan(self.plan) or reason_of_model(self.model)
 
-    def _start(self, batch: Mapping[str, Any]) -> str | None:
+    def _start(self, batch: Mapping[str, Any], widths_vary: bool | None) -> str | None:
         """Runs the model on a few rows and opens the store, or returns why the cache cannot be used."""
         if (reason := self._reason_without_rows()) is not None:
             return reason
@@ -335,11 +349,13 @@ class ActivationCache:
         trims = find_trimming(replay, inputs, keyed, hidden, dtype)
         if trims is None:
             return "replaying the frozen blocks gives other results while training: something random is left in them"
-        self._keys_repeat = trims or not pads_to_the_longest(keyed)
-        if not self._keys_repeat and self.section.enabled == "auto":
+        varies = pads_to_the_longest(keyed) if widths_vary is None else widths_vary
+        self.keys_repeat = (trims and not pads_on_the_left(keyed)) or not varies
+        if not self.keys_repeat and self.section.enabled == "auto":
+            why = "padding comes first" if trims else "padding changes them or they have other positions"
             return (
-                "hidden states cannot be cut to the real tokens of a row, since padding changes them or they have "
-                "other positions, and batches are padded to different lengths; rows padded to one length can be cached"
+                f"hidden states cannot be cut to the real tokens of a row, since {why}, and batches are padded to "
+                "different lengths; rows padded to one length can be cached"
             )
         store, shallower = self._open(replay, dtype)
         self._outputs = PrefixOutputs(
@@ -361,12 +377,6 @@ class ActivationCache:
         self._watched = prefix_parameters(self.model, self.plan)
         self._seen = self._state_of_prefix(replay)
         return self._shelf.open(prints, model=model_name(self.model), dtype=dtype)
-
-    def _reserve(self, num_bytes: int) -> None:
-        """Makes room for rows that will be stored, or turns the cache off where there is none."""
-        reason = self._shelf.reserve(self._on().store, num_bytes) if is_main_process() else None
-        if (reason := first_reason(reason)) is not None:
-            self._decide(reason)
 
     def _refresh_if_changed(self) -> None:
         if self._outputs is not None and self._state_of_prefix(self._outputs.replay) != self._seen:

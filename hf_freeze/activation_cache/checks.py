@@ -17,7 +17,7 @@ from torch.nn.parallel import DataParallel
 from transformers import PreTrainedModel
 
 from hf_freeze.activation_cache.keys import batch_size, row_lengths
-from hf_freeze.activation_cache.replay import Replay, select_rows, tensors_of
+from hf_freeze.activation_cache.replay import Replay, in_mode, select_rows, tensors_of
 from hf_freeze.activation_cache.rows import kept_random_state
 from hf_freeze.activation_cache.stand_ins import CAPTURED
 from hf_freeze.plan.places import ROLE_EMBEDDINGS, block_role
@@ -91,7 +91,7 @@ def reason_of_prefix(replay: Replay, inputs: Mapping[str, Any]) -> str | None:
         replay: The prefix.
         inputs: A batch.
     """
-    with kept_random_state(), _training(replay.model), _kept_buffers(replay.model):
+    with kept_random_state(), in_mode(replay.model, training=True), _kept_buffers(replay.model):
         before = _random_state(inputs)
         with torch.enable_grad():
             hidden = replay.prefix(inputs, as_it_trains=True)
@@ -167,6 +167,16 @@ def pads_to_the_longest(keyed: Mapping[str, Any]) -> bool:
     return bool(real.min() < real.max() == mask.shape[1])
 
 
+def pads_on_the_left(keyed: Mapping[str, Any]) -> bool:
+    """Whether a row of a batch has padding in front of its tokens, which stays with a stored row.
+
+    Args:
+        keyed: What of a batch the prefix reads.
+    """
+    mask = keyed.get("attention_mask")
+    return mask is not None and mask.ndim == 2 and not bool(mask[:, 0].all())
+
+
 def few_rows(inputs: Mapping[str, Any], keyed: Mapping[str, Any]) -> dict[str, Any]:
     """Returns up to eight rows of a batch, short ones and long ones; a single row twice.
 
@@ -198,7 +208,7 @@ def differs_in_training(
         stored: The dtype that it is stored in.
     """
     mask = keyed.get("attention_mask")
-    with torch.no_grad(), _training(replay.model):
+    with torch.no_grad(), in_mode(replay.model, training=True):
         with kept_random_state(), _kept_buffers(replay.model):
             full = tensors_of(replay.model(**inputs))
         with kept_random_state(), _kept_buffers(replay.model), replay.serve(hidden, keyed):
@@ -239,18 +249,6 @@ def _is_close(a: torch.Tensor, b: torch.Tensor, tolerance: float) -> bool:
         return True
     a, b = a[is_finite], b[is_finite]
     return bool((a - b).abs().max() <= tolerance * max(1.0, float(a.abs().max())))
-
-
-@contextlib.contextmanager
-def _training(model: nn.Module) -> Iterator[None]:
-    """Keeps a model in train mode, frozen modules excepted, and gives every module its own mode back."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.train()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 @contextlib.contextmanager

@@ -82,6 +82,17 @@ def prune(
     return removed
 
 
+def remove_if_empty(folder: Path) -> None:
+    """Removes a store that holds no rows, unless a process has it open.
+
+    Args:
+        folder: The store's folder.
+    """
+    with one_at_a_time(folder.parent):
+        if folder.is_dir() and measure(folder)[0] == 0 and not is_in_use(folder):
+            remove_store(folder)
+
+
 def clear(root: Path) -> list[StoreInfo]:
     """Removes all stores of a folder that no process has open, and returns them.
 

@@ -125,7 +125,7 @@ class PrefixOutputs:
         self.stats.hits += len(names) - len(missing)
         self.stats.misses += len(missing)
         fresh = None
-        if self._anywhere(missing):
+        if self.anywhere(bool(missing)):
             # Under FSDP every process has to take part in the forward pass: one without a missing row repeats one.
             fresh = self.compute(inputs, keyed, missing or [0], names)
             if self.store.writable:
@@ -171,7 +171,7 @@ class PrefixOutputs:
             names: What its rows are stored under.
         """
         rows = [index for index, is_stored in enumerate(self.store.has(names)) if not is_stored]
-        if not self._anywhere(rows):
+        if not self.anywhere(bool(rows)):
             return []
         return self._as_stored(keyed, rows, self.compute(inputs, keyed, rows or [0], names), names)
 
@@ -232,13 +232,22 @@ class PrefixOutputs:
             for index, row in enumerate(rows)
         ]
 
-    def _anywhere(self, missing: Sequence[int]) -> bool:
-        """Returns whether rows are missing: here or, where all processes run the prefix together, in any of them."""
+    def anywhere(self, is_missing: bool) -> bool:
+        """Returns whether rows are missing here or, where all processes run the prefix together, in any of them.
+
+        Args:
+            is_missing: Whether rows are missing here.
+        """
         if not self.runs_on_all:
-            return bool(missing)
-        flag = torch.tensor([len(missing)], device=next(self.replay.model.parameters()).device)
+            return is_missing
+        flag = torch.tensor(int(is_missing), device=next(self.replay.model.parameters()).device)
         torch.distributed.all_reduce(flag)
         return bool(flag.item())
+
+    def close(self) -> None:
+        """Closes the stores; the next use opens them again."""
+        for store in (self.store, *self.shallower.values()):
+            store.close()
 
 
 @dataclass(frozen=True)

@@ -64,6 +64,8 @@ class Replay:
         tree = canonical_tree(model)
         nodes = {node.path: node for node in tree.walk()}
         self._inner = tree.inner
+        inside = (module for module in tree.inner.modules() if isinstance(module, PreTrainedModel))
+        self._models = [tree.inner, *(module for module in inside if module is not tree.inner)]
         self._list = nodes[plan.layout.stacks[0].path].inner
         self._embeddings = _places(self.model, [nodes[p].outer for p in plan.layout.modules.get(ROLE_EMBEDDINGS, ())])
         # How many values each block of the prefix returns behind the hidden states; None where it returns a tensor.
@@ -107,7 +109,7 @@ class Replay:
             with contextlib.ExitStack() as stack:
                 if not as_it_trains:
                     stack.enter_context(torch.no_grad())
-                    stack.enter_context(evaluating(self.model))
+                    stack.enter_context(in_mode(self.model, training=False))
                 if hidden is not None:
                     stack.enter_context(self._swap(hidden, start)[0])
                 if not self._may_stop:
@@ -133,7 +135,7 @@ class Replay:
             CacheError: A call went past the frozen blocks.
         """
         swap, last = self._swap(hidden, self.depth)
-        with swap, Guard(self._inner, inputs, self._unkeyed).watching(swap, last):
+        with swap, Guard(self._models, inputs, self._unkeyed).watching(swap, last):
             yield
 
     def probe(self, inputs: Mapping[str, Any], *, label_names: Collection[str] = ("labels",)) -> str | None:
@@ -146,7 +148,7 @@ class Replay:
             label_names: The names of its labels.
         """
         keyed = {name: value for name, value in inputs.items() if name not in label_names}
-        with torch.no_grad(), evaluating(self.model):
+        with torch.no_grad(), in_mode(self.model, training=False):
             try:
                 expected, whole = self._plain(inputs)
             except _NotReplayable as error:
@@ -216,7 +218,7 @@ class Replay:
         # What reads the embeddings besides the blocks computes with not-a-number, and is found out.
         swap, last = self._swap(hidden, self.depth, embedded=torch.full_like(hidden, torch.nan))
         try:
-            with swap, Guard(self._inner, keyed, self._unkeyed).watching(swap, last):
+            with swap, Guard(self._models, keyed, self._unkeyed).watching(swap, last):
                 replayed = tensors_of(self.model(**inputs))
         except _MISSES_EXTRAS:
             return False
@@ -294,14 +296,15 @@ def _first(output: Any) -> torch.Tensor:
 
 
 @contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Keeps a model in eval mode, and gives every module its own mode back.
+def in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
+    """Keeps a model in train or eval mode, and gives every module its own mode back.
 
     Args:
-        model: Any module.
+        model: Any module; what a plan keeps in eval mode stays in it.
+        training: Which mode.
     """
     modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+    model.train(training)
     try:
         yield
     finally:

@@ -6,6 +6,7 @@ Shapes: `B` batch, `L` sequence length of the batch, padding included.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import random
 from collections.abc import Collection, Iterator, Mapping, Sequence, Sized
@@ -17,11 +18,13 @@ import numpy as np
 import pyarrow.compute as pc
 import torch
 from accelerate.data_loader import IterableDatasetShard
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from hf_freeze.activation_cache.collator import KeyCollator, keyed_inputs
-from hf_freeze.activation_cache.keys import KEYS
+from hf_freeze.activation_cache.keys import KEY_SIZE, KEYS
 
+# What gives its rows one after the other only.
+_STREAMS = (datasets.IterableDataset, IterableDataset)
 # Rows that are looked at in place of all.
 _SAMPLE_SIZE = 64
 
@@ -47,7 +50,7 @@ class Rows:
     @property
     def has_length(self) -> bool:
         """Whether rows can be fetched by their number."""
-        return isinstance(self.dataset, Sized) and hasattr(self.dataset, "__getitem__")
+        return isinstance(self.dataset, Sized) and not isinstance(self.dataset, _STREAMS)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -59,12 +62,8 @@ class Rows:
             indices: Which rows.
         """
         if not self.has_length:
-            rows = self._first(len(indices))
-        elif hasattr(self.dataset, "__getitems__"):
-            rows = self.dataset.__getitems__(list(indices))
-        else:
-            rows = [self.dataset[index] for index in indices]
-        return dict(self._collate(rows))
+            return dict(self._collate(self._first(len(indices))))
+        return next(self._batches([list(indices)], num_workers=0))
 
     def fetch_probe(self, count: int) -> tuple[dict[str, Any] | None, str | None]:
         """Returns a batch of a few rows of different lengths, or the reason why its rows cannot be stored.
@@ -87,11 +86,24 @@ class Rows:
             return None, "the same rows give other inputs each time they are fetched (augmentation, masking)"
         return first, None
 
+    def repeat_in_any_company(self, count: int) -> bool:
+        """Returns whether rows are the same, padding included, by themselves and in a batch with others.
+
+        Args:
+            count: How many rows to look at.
+        """
+        indices = self._spread(count) if self.has_length else range(len(self._first(count)))
+        together = self.fetch(indices)[KEYS]
+        # A stream gives its first rows only.
+        alone = [self.fetch([index])[KEYS] for index in (indices if self.has_length else indices[:1])]
+        return torch.equal(torch.cat(alone)[:, KEY_SIZE:], together[: len(alone), KEY_SIZE:])
+
     def _first(self, count: int) -> list[Any]:
         return list(itertools.islice(iter(self.dataset), count))
 
+    @functools.cached_property
     def lengths(self) -> list[int] | None:
-        """Returns the number of tokens of every row, or None where rows have no tokens."""
+        """The number of tokens of every row, or None where rows have no tokens."""
         if isinstance(self.dataset, datasets.Dataset):
             return token_lengths(self.dataset)
         if len(self) == 0 or not isinstance(self.dataset[0], Mapping) or "input_ids" not in self.dataset[0]:
@@ -106,20 +118,22 @@ class Rows:
             size: How many rows at a time.
         """
         sampler = [list(order[start : start + size]) for start in range(0, len(order), size)]
+        return self._batches(sampler, num_workers=self.loader.num_workers)
+
+    def _batches(self, sampler: list[list[int]], *, num_workers: int) -> Iterator[dict[str, Any]]:
         loader: DataLoader[Any] = DataLoader(
             self.dataset,
             batch_sampler=sampler,
             collate_fn=self._collate,
-            num_workers=self.loader.num_workers,
+            num_workers=num_workers,
             worker_init_fn=self.loader.worker_init_fn,
-            multiprocessing_context=self.loader.multiprocessing_context,
+            multiprocessing_context=self.loader.multiprocessing_context if num_workers else None,
         )
-        for batch in loader:
-            yield dict(batch)
+        return map(dict, loader)
 
-    def survey(self) -> list[dict[str, Any]]:
-        """Returns a sample of rows, evenly spread over the dataset, in batches of one: without padding between them."""
-        return [self.fetch([index]) for index in self._spread(_SAMPLE_SIZE)]
+    def sample(self) -> Iterator[dict[str, Any]]:
+        """Yields a sample of rows, evenly spread over the dataset, in batches of one: without padding between them."""
+        return self._batches([[index] for index in self._spread(_SAMPLE_SIZE)], num_workers=0)
 
     def keyed(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Returns what of a batch the prefix reads.
@@ -129,10 +143,14 @@ class Rows:
         """
         return keyed_inputs(batch, self._unkeyed)
 
+    def by_length(self) -> list[int]:
+        """Returns the numbers of all rows, the shortest row first; in their own order where rows have no tokens."""
+        numbers = range(len(self))
+        return list(numbers) if self.lengths is None else sorted(numbers, key=self.lengths.__getitem__)
+
     def _spread(self, count: int) -> list[int]:
         """Returns the numbers of up to `count` rows, from the shortest to the longest."""
-        lengths = self.lengths()
-        order = range(len(self)) if lengths is None else sorted(range(len(self)), key=lengths.__getitem__)
+        order = self.by_length()
         chosen = np.unique(np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int))
         return [order[int(place)] for place in chosen]
 
@@ -154,13 +172,15 @@ class Survey:
     """What a sample says about the rows of one loader.
 
     Attributes:
-        num_rows: How many rows there are.
+        rows: The rows.
+        num_rows: How many there are.
         stored_share: Which share of them is stored, from 0 to 1.
         row_bytes: The mean size of a stored row, in bytes.
         positions: The mean number of positions of a row that are computed when it is stored.
         padded_positions: The mean number of positions that a row takes in a batch of training, padding included.
     """
 
+    rows: Rows
     num_rows: int
     stored_share: float
     row_bytes: float

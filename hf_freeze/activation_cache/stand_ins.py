@@ -184,16 +184,16 @@ class Guard:
     they are called by themselves, as `generate` calls an encoder.
 
     Args:
-        model: The model without wrappers and adapters.
+        models: The model without wrappers and adapters, and the models inside it.
         inputs: What the stored rows belong to, labels excluded.
         unkeyed: Names of inputs that the prefix does not read: labels, and inputs of a decoder.
     """
 
-    def __init__(self, model: nn.Module, inputs: Mapping[str, Any], unkeyed: Collection[str]) -> None:
-        self._model = model
+    def __init__(self, models: Sequence[nn.Module], inputs: Mapping[str, Any], unkeyed: Collection[str]) -> None:
+        self._model, *self._inside = models
         self._unkeyed = unkeyed
         self._inputs = {name: value for name, value in inputs.items() if isinstance(value, torch.Tensor)}
-        self._versions = {name: value._version for name, value in self._inputs.items()}
+        self._versions = self._versions_now()
         # For every call that has not returned: whether it runs in full.
         self._calls: list[bool] = []
 
@@ -226,9 +226,8 @@ class Guard:
                     "rows have no part in. Set activation_cache.enabled to false for this model."
                 )
 
-        inside = [module for module in self._model.modules() if isinstance(module, PreTrainedModel)]
         handles = []
-        for module in {id(module): module for module in (self._model, *inside)}.values():
+        for module in (self._model, *self._inside):
             handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
             handles.append(module.register_forward_hook(after, always_call=True))
         try:
@@ -236,6 +235,10 @@ class Guard:
         finally:
             for handle in handles:
                 handle.remove()
+
+    def _versions_now(self) -> list[int]:
+        """Returns what changes when an input is written to in place; tensors of inference mode do not tell."""
+        return [0 if value.is_inference() else value._version for value in self._inputs.values()]
 
     def _is_answered(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
         if isinstance(module, PreTrainedModel) and asks_for_blocks(module, kwargs):
@@ -253,7 +256,7 @@ class Guard:
             for name, value in given.items()
         ):
             return False  # Positions, say, or embeddings in place of tokens.
-        if any(value._version != self._versions[name] for name, value in self._inputs.items()):
+        if self._versions_now() != self._versions:
             return False  # They were written to since the rows were fetched.
         # A model inside takes part of the inputs, the whole model takes all.
         names = self._inputs if module is self._model else self._inputs.keys() & given.keys()

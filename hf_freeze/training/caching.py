@@ -25,7 +25,7 @@ from hf_freeze.activation_cache.checks import reason_of_plan
 from hf_freeze.activation_cache.collator import KeyCollator
 from hf_freeze.activation_cache.keys import KEYS
 from hf_freeze.activation_cache.processes import first_reason
-from hf_freeze.activation_cache.rows import Rows, Survey
+from hf_freeze.activation_cache.rows import Survey
 from hf_freeze.config import ActivationCacheConfig
 from hf_freeze.plan.apply import plan_of
 from hf_freeze.plan.resolve import FreezePlan
@@ -80,6 +80,7 @@ class CachingMixin(_Base):
         Raises:
             CacheError: `enabled` is true, and the cache does not hold or does not fit.
         """
+        self.activation_cache.close()
         cache = self.activation_cache = self._new_cache()
         reason = self._reason_of_backend()
         if reason is not None:
@@ -99,54 +100,56 @@ class CachingMixin(_Base):
 
     def _build(self, cache: ActivationCache, train_dataloader: DataLoader[Any]) -> None:
         """Builds what will be read more than once, or turns the cache off where computing anew is as cheap."""
-        loaders = [(train_dataloader, self._train_passes(train_dataloader)), *self._evaluation_passes()]
-        sized = [(loader, passes) for loader, passes in loaders if Rows(loader, cache.unkeyed).has_length]
-        sized = [(loader, passes) for loader, passes in sized if len(loader.dataset) > 0]  # type: ignore[arg-type]
+        found: list[tuple[Survey, float]] = []
+        if (train := self._survey(cache, train_dataloader)) is not None:
+            found.append((train, self._train_passes(train.num_rows)))
+        evaluated = [self._survey(cache, loader) for loader in self._evaluation_loaders()]
+        found += [(survey, self._evaluation_passes()) for survey in evaluated if survey is not None]
         reason = None
-        if cache.section.enabled == "auto" and sized:
-            surveys = [(self._survey(cache, loader), passes) for loader, passes in sized]
-            if len(sized) == len(loaders) and not pays(surveys):
-                reason = (
-                    "each row is needed once, and there is no padding to save: storing would take longer than it saves"
-                )
+        # How often training passes over a stream is not known.
+        if cache.section.enabled == "auto" and train is not None and not pays(found):
+            reason = "each row is needed once, and there is no padding to save: storing would take longer than it saves"
         # Where each process has a folder of its own, one may have stored what another has not.
         if (reason := first_reason(reason)) is not None:
             cache.turn_off(reason)
             return
-        if cache.section.build == "eager" or (cache.section.build == "auto" and cache.keys_repeat):
+        is_asked_for = cache.section.build == "eager"
+        if is_asked_for or (cache.section.build == "auto" and cache.keys_repeat):
             # What training does not get through is computed when it is needed.
-            cache.build(
-                *(loader for loader, passes in sized if passes >= 1 or cache.section.build == "eager"),
-                show_progress=not self.args.disable_tqdm,
-            )
+            surveys = [survey for survey, passes in found if passes >= 1 or is_asked_for]
+            cache.build_surveyed(surveys, show_progress=not self.args.disable_tqdm)
 
-    def _survey(self, cache: ActivationCache, loader: DataLoader[Any]) -> Survey:
+    def _survey(self, cache: ActivationCache, loader: DataLoader[Any]) -> Survey | None:
         found = cache.survey(loader)
-        if self.args.train_sampling_strategy == "group_by_length":
+        if found is not None and self.args.train_sampling_strategy == "group_by_length":
             return replace(found, padded_positions=found.positions)  # Rows of a batch are of like length.
         return found
 
-    def _train_passes(self, loader: DataLoader[Any]) -> float:
+    def _train_passes(self, num_rows: int) -> float:
         """Returns how often training will pass over its rows, from where it resumes."""
-        if not Rows(loader, ()).has_length or not len(loader.dataset):  # type: ignore[arg-type]
-            return math.inf
         rows_a_step = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        steps = self.state.max_steps - self.state.global_step
-        passes: float = steps * rows_a_step / len(loader.dataset)  # type: ignore[arg-type]
+        passes: float = self._steps_left * rows_a_step / num_rows
         return passes if self.args.max_steps > 0 else min(passes, math.ceil(self.args.num_train_epochs))
 
-    def _evaluation_passes(self) -> list[tuple[DataLoader[Any], float]]:
-        """Returns the loaders of the evaluation rows, and how often each will be passed over while training."""
+    def _evaluation_loaders(self) -> list[DataLoader[Any]]:
+        """Returns the loaders of the rows that are evaluated while training."""
         if self.args.eval_strategy == IntervalStrategy.NO or self.eval_dataset is None:
             return []
-        steps = self.state.max_steps - self.state.global_step
-        if self.args.eval_strategy == IntervalStrategy.STEPS:
-            passes = steps // max(1, int(self.state.eval_steps or self.args.eval_steps or steps))
-        else:
-            passes = math.ceil(self.state.num_train_epochs * steps / max(1, self.state.max_steps))
-        passes += bool(self.args.eval_on_start)
         names = list(self.eval_dataset) if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
-        return [(self.get_eval_dataloader(name), float(passes)) for name in names]
+        return [self.get_eval_dataloader(name) for name in names]
+
+    def _evaluation_passes(self) -> float:
+        """Returns how often training will pass over the rows that are evaluated."""
+        if self.args.eval_strategy == IntervalStrategy.STEPS:
+            interval = int(self.state.eval_steps or self.args.eval_steps or self._steps_left)
+            passes = self._steps_left // max(1, interval)
+        else:
+            passes = math.ceil(self.state.num_train_epochs * self._steps_left / max(1, self.state.max_steps))
+        return float(passes + bool(self.args.eval_on_start))
+
+    @property
+    def _steps_left(self) -> int:
+        return self.state.max_steps - self.state.global_step
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
@@ -194,10 +197,10 @@ class CachingMixin(_Base):
         """Uses the cache outside of training where rows are stored: one pass alone does not pay for storing them."""
         cache = self.activation_cache
         reason = self._reason_of_backend()
-        if reason is not None:
+        if reason is None and cache.prepare(batch) and cache.section.enabled == "auto" and cache.num_rows == 0:
+            reason = "nothing is stored yet, and rows are needed once"
+        if (reason := first_reason(reason)) is not None:
             cache.turn_off(reason)
-        elif cache.prepare(batch) and cache.section.enabled == "auto" and cache.num_rows == 0:
-            cache.turn_off("nothing is stored yet, and rows are needed once")
 
 
 class CacheCallback(TrainerCallback):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from accelerate.utils import DistributedType
 from torch import nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, Trainer
 
 from hf_freeze.plan.apply import plan_of
@@ -39,19 +40,20 @@ class LoopMixin(_Base):
         Args:
             inputs: The batch.
         """
-        name = getattr(self.model, "main_input_name", "input_ids")
-        if name not in inputs or not isinstance(self.model, PreTrainedModel):
+        if not isinstance(self.model, PreTrainedModel) or self.model.main_input_name not in inputs:
             return super().floating_point_ops(inputs)
         plan = plan_of(self.model)
         if self._counted is None or self._counted[0] is not plan:
             self._counted = (plan, self.model.num_parameters(exclude_embeddings=True))
-        return 6 * int(inputs[name].numel()) * self._counted[1]
+        return 6 * int(inputs[self.model.main_input_name].numel()) * self._counted[1]
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
-        if self.accelerator.distributed_type not in _PLAIN:
-            trainer: Any = super()
-            return trainer._clip_grad_norm(model)
         plan = plan_of(self.model)
         if self._trained is None or self._trained[0] is not plan:
             self._trained = (plan, [parameter for parameter in model.parameters() if parameter.requires_grad])
+        # Transformers shards models by itself, too, without a word to accelerate.
+        is_sharded = any(isinstance(parameter, DTensor) for parameter in self._trained[1])
+        if is_sharded or self.accelerator.distributed_type not in _PLAIN:
+            trainer: Any = super()
+            return trainer._clip_grad_norm(model)
         return self.accelerator.clip_grad_norm_(self._trained[1], self.args.max_grad_norm)
