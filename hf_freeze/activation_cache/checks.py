@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch._dynamo.eval_frame import OptimizedModule
-from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn.parallel import DataParallel
 from transformers import PreTrainedModel
 
@@ -69,8 +69,8 @@ def reason_of_model(model: nn.Module) -> str | None:
     """
     if any(isinstance(module, OptimizedModule) for module in model.modules()):
         return "the model is compiled with torch.compile, which would run the frozen blocks all the same"
-    if any(isinstance(module, FSDPModule | FullyShardedDataParallel) for module in model.modules()):
-        return "FSDP shards the frozen blocks, and gathers them for calls of its own only"
+    if any(isinstance(module, FullyShardedDataParallel) for module in model.modules()):
+        return "FSDP version 1 gathers the frozen blocks for calls of its own only; version 2 can be cached"
     if isinstance(model, DataParallel):
         return "torch.nn.DataParallel copies the model for every GPU; accelerate launch starts a process for each"
     inner = canonical_tree(model).inner

@@ -20,14 +20,17 @@ from transformers import PreTrainedModel
 from hf_freeze.plan.audit import tensor_digest
 from hf_freeze.plan.places import ROLE_EMBEDDINGS, block_role
 from hf_freeze.plan.resolve import FreezePlan
-from hf_freeze.plan.wrappers import Node, canonical_tree, join, named_parameters, unwrap_model
+from hf_freeze.plan.wrappers import Node, canonical_tree, join, named_parameters, reshard, unwrap_model
 
 # The name under which a collated batch carries the keys of its rows.
 KEYS = "activation_cache_keys"
 # Bytes of one key; a row has two: of its content without padding, and of all of it.
 KEY_SIZE = 16
-# What names a model, its labels and its loss: it does not change what the blocks compute.
-_UNRELATED = {"_name_or_path", "architectures", "id2label", "label2id", "problem_type", "transformers_version"}
+# What names a model, its labels and its loss: it does not change what the blocks compute. The dtype is that of the
+# weights, which count themselves; `save_pretrained` notes it in the config while training.
+_UNRELATED = frozenset(
+    {"_name_or_path", "architectures", "dtype", "id2label", "label2id", "problem_type", "transformers_version"}
+)
 
 
 def row_lengths(inputs: Mapping[str, Any]) -> list[int] | None:
@@ -154,6 +157,7 @@ def prefix_fingerprints(model: nn.Module, plan: FreezePlan, *, depth: int, envir
         depth: The number of blocks in the longest prefix.
         environment: What else decides the values: autocast, stored dtype, device.
     """
+    reshard(model)
     root = canonical_tree(model)
     prefix = hashlib.blake2b(digest_size=KEY_SIZE)
     for line in (*_describe(root.inner), environment):

@@ -18,7 +18,7 @@ from peft.utils.other import ModulesToSaveWrapper, TrainableTokensWrapper
 from torch import nn
 from torch._dynamo.eval_frame import OptimizedModule
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import ActivationWrapper
-from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 Kind = Literal["base", "adapter"]
@@ -120,6 +120,21 @@ def unwrap_model(model: nn.Module) -> nn.Module:
     while (name := _child_name(model, _PLAIN_WRAPPERS)) is not None:
         model = model.get_submodule(name)
     return model
+
+
+def reshard(model: nn.Module) -> None:
+    """Has FSDP2 give every parameter back to its shards.
+
+    Accelerate 1.15 keeps the final norm and the head whole after a forward pass, for the backward pass that follows.
+    None follows an evaluation: what is then read from the model would be the whole weights in place of the shards, and
+    whole weights that were viewed as an array cannot be given back any more.
+
+    Args:
+        model: The model, sharded or not.
+    """
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def named_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

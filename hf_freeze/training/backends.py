@@ -7,7 +7,6 @@ from typing import Any
 
 from accelerate.utils import DistributedType
 from torch import nn
-from torch.distributed.fsdp import FSDPModule
 from transformers import TrainingArguments
 
 from hf_freeze.errors import PlanError
@@ -65,20 +64,6 @@ def shard_by_block(state: Any, model: nn.Module, plan: FreezePlan) -> None:
     if plugin is not None and plugin.transformer_cls_names_to_wrap is None:
         paths = (path for stack in plan.layout.stacks for path in stack.blocks)
         plugin.transformer_cls_names_to_wrap = sorted({type(resolve_module(model, path)).__name__ for path in paths})
-
-
-def reshard(model: nn.Module) -> None:
-    """Has FSDP2 give every parameter back to its shards.
-
-    Accelerate 1.15 keeps the final norm and the head whole after a forward pass, for the backward pass that follows.
-    None follows an evaluation: what is then read from the model would be the whole weights in place of the shards.
-
-    Args:
-        model: The model, sharded or not.
-    """
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.reshard()
 
 
 def _check_processes(args: TrainingArguments) -> None:

@@ -29,7 +29,8 @@ from hf_freeze.plan.apply import apply_plan
 from hf_freeze.plan.optimizer import parameter_groups, role_multipliers
 from hf_freeze.plan.prepare import freeze_model
 from hf_freeze.plan.resolve import FreezeState
-from hf_freeze.training.backends import check_backend, reshard, shard_by_block
+from hf_freeze.plan.wrappers import reshard
+from hf_freeze.training.backends import check_backend, shard_by_block
 from hf_freeze.training.caching import CachingMixin
 from hf_freeze.training.callbacks import AuditCallback, LearningRateCallback
 from hf_freeze.training.loop import LoopMixin

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import json
 import os
 import subprocess
@@ -13,7 +12,7 @@ from pathlib import Path
 
 from tests.conftest import REPOSITORY
 from tests.distributed.cached_run import CachedRecord, CachedRun
-from tests.distributed.launching import NUM_PROCESSES
+from tests.distributed.launching import NUM_PROCESSES, once
 
 WORKER = Path(__file__).with_name("cached_run.py")
 Records = dict[str, list[CachedRecord]]
@@ -27,13 +26,9 @@ def launch(runs: Sequence[CachedRun], folder: Path, *, backend: str) -> Records:
         folder: Where the runs write.
         backend: "ddp" or "fsdp2".
     """
-    folder.mkdir(exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        done = folder / "done"
-        if not done.exists():
+    with once(folder) as is_first:
+        if is_first:
             _start(runs, folder, backend)
-            done.touch()
     return {
         run.name: [
             CachedRecord(**json.loads((folder / f"{run.name} {rank}.json").read_text()))

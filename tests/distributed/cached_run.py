@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 import torch.distributed
-from accelerate import PartialState
 from accelerate.state import AcceleratorState
 from datasets import Dataset, IterableDataset
 from torch.distributed.fsdp import FSDPModule
@@ -25,7 +24,7 @@ from transformers import DataCollatorWithPadding, TrainerCallback
 
 from hf_freeze.errors import CacheError
 from hf_freeze.training import FreezeTrainer
-from tests.distributed.worker import _let_accelerate_shard_on_the_cpu
+from tests.distributed.worker import meet
 from tests.tiny import tiny_bert, tiny_tokenizer
 from tests.unit.training.runs import arguments, logged, rows
 
@@ -207,16 +206,10 @@ def _stream(dataset: Dataset) -> IterableDataset:
 
 
 def main(task: dict[str, Any]) -> None:
-    """Checks that the processes have met, and carries out every run of the task."""
+    """Carries out every run of the task."""
     # Processes that wait for each other in vain say where, and end.
     faulthandler.dump_traceback_later(TIMEOUT, exit=True)
-    if task["backend"] == "fsdp2":
-        _let_accelerate_shard_on_the_cpu()
-    state = PartialState(cpu=True)
-    assert state.num_processes == task["num_processes"], state
-    total = torch.ones(())
-    torch.distributed.all_reduce(total)
-    assert total.item() == task["num_processes"]
+    state = meet(task)
     folder = Path(task["folder"])
     for entry in task["runs"]:
         AcceleratorState._reset_state()  # It keeps the classes that FSDP wraps, and the next model has others.

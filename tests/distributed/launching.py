@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import fcntl
 import json
@@ -9,7 +10,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tests.conftest import REPOSITORY
@@ -28,6 +29,21 @@ def session_folder(base: Path) -> Path:
     return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
 
+@contextlib.contextmanager
+def once(folder: Path) -> Iterator[bool]:
+    """Yields True in the first of several test processes that come here, and False in all others, once it is done.
+
+    Args:
+        folder: A folder that all of them know; it is made where it does not exist.
+    """
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = folder / "done"
+        yield not done.exists()
+        done.touch()
+
+
 def launch(runs: Sequence[Run], folder: Path, *, backend: str) -> dict[str, list[Record]]:
     """Returns, by run, what every rank saw; of several test processes that ask for the same, one launches.
 
@@ -36,13 +52,9 @@ def launch(runs: Sequence[Run], folder: Path, *, backend: str) -> dict[str, list
         folder: Where the runs write.
         backend: "ddp" or "fsdp2".
     """
-    folder.mkdir(exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        done = folder / "done"
-        if not done.exists():
+    with once(folder) as is_first:
+        if is_first:
             _start(runs, folder, backend)
-            done.touch()
     return {
         run.name: [
             Record(**json.loads((folder / run.name / f"rank-{rank}.json").read_text())) for rank in range(NUM_PROCESSES)

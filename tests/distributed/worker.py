@@ -22,14 +22,8 @@ from tests.distributed.training_run import Run, carry_out
 
 
 def main(task: dict[str, Any]) -> None:
-    """Checks that the processes have met, and carries out every run of the task."""
-    if task["backend"] == "fsdp2":
-        _let_accelerate_shard_on_the_cpu()
-    state = PartialState(cpu=True)
-    assert state.num_processes == task["num_processes"], state
-    total = torch.ones(())
-    torch.distributed.all_reduce(total)
-    assert total.item() == task["num_processes"]
+    """Carries out every run of the task."""
+    state = meet(task)
     for entry in task["runs"]:
         AcceleratorState._reset_state()  # It keeps the classes that FSDP wraps, and the next model has others.
         run = Run(**entry)
@@ -37,6 +31,22 @@ def main(task: dict[str, Any]) -> None:
         record = carry_out(run, folder, num_processes=state.num_processes)
         (folder / f"rank-{state.process_index}.json").write_text(json.dumps(dataclasses.asdict(record)))
     state.destroy_process_group()
+
+
+def meet(task: dict[str, Any]) -> PartialState:
+    """Joins the other processes, and checks that all of them are there.
+
+    Args:
+        task: What was asked for; `backend` and `num_processes` count.
+    """
+    if task["backend"] == "fsdp2":
+        _let_accelerate_shard_on_the_cpu()
+    state = PartialState(cpu=True)
+    assert state.num_processes == task["num_processes"], state
+    total = torch.ones(())
+    torch.distributed.all_reduce(total)
+    assert total.item() == task["num_processes"]
+    return state
 
 
 def _let_accelerate_shard_on_the_cpu() -> None:

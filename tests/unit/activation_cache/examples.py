@@ -68,10 +68,19 @@ def evaluate(model: nn.Module, batches: Any, serve: Serve = contextlib.nullconte
     return found
 
 
-def train(model: nn.Module, batches: Any, serve: Serve = contextlib.nullcontext, *, passes: int = 2) -> list[float]:
+def train(
+    model: nn.Module,
+    batches: Any,
+    serve: Serve = contextlib.nullcontext,
+    *,
+    passes: int = 2,
+    optimizer_class: type[torch.optim.Optimizer] = torch.optim.AdamW,
+    learning_rate: float = 1e-2,
+) -> list[float]:
     """Trains for a step on each batch, as a raw loop does, and returns the losses."""
     set_seed(0)
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = optimizer_class(parameters, lr=learning_rate)  # type: ignore[call-arg]
     losses = []
     for _ in range(passes):
         for batch in batches:

@@ -74,6 +74,12 @@ def test_rows_hit_in_another_split_and_only_others_miss(filled: Path) -> None:
     assert hits_and_misses(cache_of(frozen_bert(), filled), loader_of(split)) == (4, 7)
 
 
+def test_saving_the_model_changes_nothing(filled: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    model = frozen_bert()
+    model.save_pretrained(tmp_path_factory.mktemp("saved"))  # notes the dtype in the config
+    assert of_a_new_run(filled, model) == ALL_HIT
+
+
 def test_other_labels_heads_and_suffixes_hit(filled: Path) -> None:
     cache = cache_of(frozen_bert(num_labels=2, id2label={0: "bad", 1: "good"}, problem_type=None), filled)
     with torch.no_grad():

@@ -93,6 +93,7 @@ class TestPaying:
         run = trained(tmp_path, auto(tmp_path), train_dataset=self.same_length(), eval_dataset=None, options=epochs(1))
         assert run.cache.reason == ONE_PASS
         assert run.cache.stats.built == run.cache.stats.misses == run.cache.stats.hits == 0
+        assert stored_files(tmp_path) == []
 
     def test_one_epoch_with_padding_is_on(self, tmp_path: Path) -> None:
         run = trained(tmp_path, auto(tmp_path), eval_dataset=None, options=epochs(1))

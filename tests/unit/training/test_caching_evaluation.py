@@ -307,5 +307,5 @@ def test_the_random_state_after_a_run_is_that_of_a_run_without(tmp_path: Path) -
     for cache in ({"enabled": False}, section(tmp_path), section(tmp_path)):
         set_seed(1)
         trained(tmp_path, cache)
-        drawn.append((float(torch.rand(())), float(np.random.rand())))  # noqa: NPY002
+        drawn.append((float(torch.rand(())), float(np.random.rand())))
     assert drawn[0] == drawn[1] == drawn[2]
