@@ -191,17 +191,19 @@ class TestTheRulesThemselves:
         ],
     )
     def test_code_in_the_wrong_place_is_found(self, statement: str, problem: str) -> None:
-        assert architecture.code_violations("hf_freeze/run.py", statement) == [f"hf_freeze/run.py:1: {problem}"]
+        assert architecture.code_violations("hf_freeze/run/training.py", statement) == [
+            f"hf_freeze/run/training.py:1: {problem}"
+        ]
 
     @pytest.mark.parametrize(
         ("path", "statement"),
         [
             ("hf_freeze/plan/apply.py", "parameter.requires_grad = False"),
             ("hf_freeze/cli/commands.py", "print('x')"),
-            ("hf_freeze/run.py", "frozen = not parameter.requires_grad"),
-            ("hf_freeze/run.py", "torch.load(path, weights_only=True)"),
-            ("hf_freeze/run.py", "YAML(typ='safe')"),
-            ("hf_freeze/run.py", "model.eval()"),
+            ("hf_freeze/run/training.py", "frozen = not parameter.requires_grad"),
+            ("hf_freeze/run/training.py", "torch.load(path, weights_only=True)"),
+            ("hf_freeze/run/training.py", "YAML(typ='safe')"),
+            ("hf_freeze/run/training.py", "model.eval()"),
         ],
     )
     def test_code_in_its_place_is_not_found(self, path: str, statement: str) -> None:

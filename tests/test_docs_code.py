@@ -13,7 +13,8 @@ from ruamel.yaml import YAML
 
 from hf_freeze.cli import app, main
 from hf_freeze.config import load_config, parse_config, parse_overrides, parse_section
-from hf_freeze.config.schema import ActivationCacheConfig, Adapters, FreezeConfig, Section
+from hf_freeze.config.schema import ActivationCacheConfig, Adapters, FreezeConfig
+from hf_freeze.config.section import Section
 from tests.conftest import REPOSITORY
 
 DOCUMENTS = ["README.md", *sorted(f"docs/{path.name}" for path in (REPOSITORY / "docs").glob("*.md"))]

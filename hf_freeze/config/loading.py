@@ -12,7 +12,8 @@ from pydantic import TypeAdapter, ValidationError
 from hf_freeze.config.merging import merge, overlay
 from hf_freeze.config.options import adapter_entry
 from hf_freeze.config.problems import KeyPath, dotted, listed, problems_of, shown
-from hf_freeze.config.schema import AdapterConfig, Adapters, RunConfig, Section
+from hf_freeze.config.schema import AdapterConfig, Adapters, RunConfig
+from hf_freeze.config.section import Section
 from hf_freeze.config.yaml_source import DEEPEST, Located, read_yaml
 from hf_freeze.errors import ConfigError, nearest
 

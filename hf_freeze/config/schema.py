@@ -8,24 +8,19 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     ConfigDict,
     Field,
-    ModelWrapValidatorHandler,
     PlainSerializer,
     PlainValidator,
     Strict,
-    StringConstraints,
-    ValidationError,
     WithJsonSchema,
     model_validator,
 )
 
 from hf_freeze.config import options
-from hf_freeze.config.problems import Problem, ProblemsFound, problems_of, shown
+from hf_freeze.config.problems import Problem, ProblemsFound, shown
+from hf_freeze.config.section import Section, Size, Switch, Text, Texts
 from hf_freeze.config.selection import BLOCKS_SCHEMA, Selection, read_blocks, spell_blocks
-from hf_freeze.config.sizes import SIZE_SCHEMA, read_size
-from hf_freeze.errors import did_you_mean
 
 __all__ = [
     "ActivationCacheConfig",
@@ -37,7 +32,6 @@ __all__ = [
     "ModelConfig",
     "RunConfig",
     "ScheduleConfig",
-    "Section",
     "Selection",
     "SplitsConfig",
 ]
@@ -48,48 +42,8 @@ Blocks = Annotated[
     PlainSerializer(spell_blocks),
     WithJsonSchema(BLOCKS_SCHEMA),
 ]
-Switch = Annotated[
-    Literal["auto"] | bool,
-    PlainValidator(lambda given: _switch(given)),  # Literal["auto", True, False] would take 1 for true
-    WithJsonSchema({"enum": ["auto", True, False]}),
-]
-Size = Annotated[int, PlainValidator(read_size), WithJsonSchema(SIZE_SCHEMA)]
-Text = Annotated[str, StringConstraints(min_length=1)]
-Texts = Annotated[tuple[Text, ...], Strict(False)]  # YAML has lists, not tuples
 Plain = Annotated[Any, AfterValidator(options.as_plain)]
 Part = Literal["auto", "frozen", "full"]
-
-
-class Section(BaseModel):
-    """A part of a config whose problems are reported together, those of the keys that pass through included."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-    @classmethod
-    def problems_upstream(cls, given: Mapping[str, Any]) -> list[Problem]:
-        """Returns what is wrong with the keys that pass through to another library.
-
-        Args:
-            given: The whole section as it was written.
-        """
-        return []
-
-    @model_validator(mode="wrap")
-    @classmethod
-    def _report_together(cls, given: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        if isinstance(given, cls):
-            return given
-        given = dict(given) if isinstance(given, Mapping) else given
-        found: list[Problem] = []
-        try:
-            section = handler(given)
-        except ValidationError as error:
-            found = problems_of(error, cls.model_fields)
-        if isinstance(given, dict):
-            found += cls.problems_upstream({key: value for key, value in given.items() if isinstance(key, str)})
-        if found:
-            raise ProblemsFound(found)
-        return section
 
 
 class ModelConfig(Section):
@@ -233,17 +187,6 @@ class ActivationCacheConfig(Section):
         description="When the outputs are computed: eager, before training; lazy, when first needed; or auto, which "
         "is eager where the dataset has a length.",
     )
-
-
-def _switch(given: object) -> Literal["auto"] | bool:
-    if given == "auto":
-        return "auto"
-    if isinstance(given, bool):
-        return given
-    meant = did_you_mean(given, ["auto", "false", "true"]) if isinstance(given, str) else ""
-    hint = " Write it without quotes." if given in ("false", "true") else meant
-    text = f"is none of its values; got {shown(given)}. It takes 'auto', true or false.{hint}"
-    raise ProblemsFound([Problem((), text)])
 
 
 def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:

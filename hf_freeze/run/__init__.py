@@ -1,0 +1,17 @@
+"""Config in, result out: the only modules that know all the others."""
+
+from hf_freeze.plan.table import LayoutTable, PlanTable
+from hf_freeze.run.planning import layout, plan
+from hf_freeze.run.training import CONFIG_FILE, Run, RunResult, newest_checkpoint, train
+
+__all__ = [
+    "CONFIG_FILE",
+    "LayoutTable",
+    "PlanTable",
+    "Run",
+    "RunResult",
+    "layout",
+    "newest_checkpoint",
+    "plan",
+    "train",
+]

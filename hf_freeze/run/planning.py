@@ -1,0 +1,199 @@
+"""Config in, plan out: what would train, told without reading weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from pydantic import Field
+from transformers import PreTrainedModel
+
+from hf_freeze.activation_cache.forecast import forecast_depth, forecast_size
+from hf_freeze.config import (
+    ActivationCacheConfig,
+    DataConfig,
+    FreezeConfig,
+    LearningRateMultipliers,
+    ModelConfig,
+    RunConfig,
+    load_config,
+    parse_overrides,
+    parse_section,
+)
+from hf_freeze.config.schema import Adapters
+from hf_freeze.config.section import Section
+from hf_freeze.errors import ConfigError
+from hf_freeze.plan.apply import plan_of
+from hf_freeze.plan.layout import find_layout
+from hf_freeze.plan.optimizer import role_multipliers
+from hf_freeze.plan.prepare import freeze_model
+from hf_freeze.plan.resolve import FreezePlan
+from hf_freeze.plan.table import LayoutTable, PlanTable, layout_table, plan_table
+from hf_freeze.tasks import LoadedModel, PreparedData, Task, get_task
+
+_TWO_LABELS: Final = "The head is counted with 2 labels: data.labels does not say how many there are."
+
+
+class PlanRequest(Section):
+    """The sections of a config that a plan follows from."""
+
+    model: ModelConfig
+    freeze: FreezeConfig | None = None
+    adapters: Adapters = ()
+    lr_multipliers: LearningRateMultipliers = Field(default=LearningRateMultipliers())
+    activation_cache: ActivationCacheConfig = Field(default=ActivationCacheConfig())
+
+
+def plan(target: str, overrides: Iterable[str] = ()) -> PlanTable:
+    """Returns what a config would train, or what overrides would train of a model; no weights are read.
+
+    For a config whose frozen prefix is cached, its data is read and tokenised to tell how much of the disk that takes.
+
+    Args:
+        target: A config file, or a model: a folder or its name on the hub.
+        overrides: Such as `freeze.blocks.first=8`.
+
+    Raises:
+        ConfigError: Something in the config does not exist.
+        LayoutError: The blocks of the model cannot be found.
+        PlanError: The freeze or adapters section does not fit the model.
+    """
+    request, data, num_labels = request_for(target, overrides)
+    made = empty_plan(request, num_labels=num_labels or 2)
+    table = table_of(made, request)
+    if num_labels is None:
+        table = replace(table, notes=(*table.notes, _TWO_LABELS))
+    if data is None or made.depth == 0:
+        return table
+    try:
+        task, model = get_task(request.model.task), empty_model(request.model, num_labels=num_labels or 2)
+        tokenizer = task.load_tokenizer(
+            request.model.name_or_path,
+            trust_remote_code=request.model.trust_remote_code,
+            from_pretrained=request.model.from_pretrained_options,
+        )
+        loaded = LoadedModel(model, tokenizer, fresh_parameters=())
+        rows = task.tokenize(prepared_data(task, data), loaded, max_length=data.max_length)
+    except ConfigError as error:
+        return replace(table, cache=(*table.cache, f"How much of the disk it takes is not known. {error}"))
+    return with_size(table, request.activation_cache, rows, model)
+
+
+def layout(target: str, overrides: Iterable[str] = ()) -> LayoutTable:
+    """Returns where the roles are in a model, before adapters; no weights are read.
+
+    Args:
+        target: A config file, or a model: a folder or its name on the hub.
+        overrides: Such as `model.blocks_path=encoder.layers`.
+
+    Raises:
+        ConfigError: Something in the config does not exist.
+        LayoutError: The blocks of the model cannot be found.
+    """
+    request, _, num_labels = request_for(target, overrides)
+    table = layout_table(
+        find_layout(empty_model(request.model, num_labels=num_labels or 2), blocks_path=request.model.blocks_path)
+    )
+    if num_labels is None:
+        table = replace(table, notes=(*table.notes, _TWO_LABELS))
+    return table
+
+
+def prepared_data(task: Task, section: DataConfig) -> PreparedData:
+    """Reads the rows that a config names, with their columns and labels found.
+
+    Args:
+        task: The task of the config.
+        section: The `data` section.
+
+    Raises:
+        ConfigError: The data has not what the section says.
+    """
+    splits = section.splits
+    return task.prepare_data(
+        section.load_dataset,
+        text_columns=section.text_columns,
+        label_column=section.label_column,
+        labels=section.labels,
+        problem_type=section.problem_type,
+        splits={role: name for role, name in splits.model_dump().items() if name is not None},
+    )
+
+
+def table_of(made: FreezePlan, request: PlanRequest) -> PlanTable:
+    """Returns a plan for a reader, with a sentence on how deep the cache would reach.
+
+    Args:
+        made: The plan.
+        request: The sections that it follows from.
+    """
+    depth = forecast_depth(made, request.activation_cache)
+    table = plan_table(made, role_multipliers(made.layout, request.lr_multipliers))
+    return replace(table, cache=() if depth is None else (depth,))
+
+
+def with_size(
+    table: PlanTable, section: ActivationCacheConfig, data: PreparedData, model: PreTrainedModel
+) -> PlanTable:
+    """Adds how much of the disk the cache takes, where there is something to cache."""
+    if not table.cache or section.enabled is False:
+        return table
+    size = forecast_size(
+        (data.train, data.validation, data.test), section, hidden_size=model.config.hidden_size, dtype=model.dtype
+    )
+    return table if size is None else replace(table, cache=(*table.cache, size))
+
+
+def request_for(target: str, overrides: Iterable[str]) -> tuple[PlanRequest, DataConfig | None, int | None]:
+    """Returns the sections that a plan follows from, the data, and the number of outputs, as far as they are given."""
+    if target.endswith((".yaml", ".yml")) or Path(target).is_file():
+        config = load_config(target, overrides)
+        return request_of(config), config.data, num_labels_of(config.data)
+    given = parse_overrides(overrides)
+    sections = {**given, "model": {"name_or_path": target, **given.get("model", {})}}
+    return parse_section(PlanRequest, sections, key=""), None, None
+
+
+def request_of(config: RunConfig) -> PlanRequest:
+    """Returns the sections of a config that its plan follows from."""
+    return PlanRequest(
+        model=config.model,
+        freeze=config.freeze,
+        adapters=config.adapters,
+        lr_multipliers=config.lr_multipliers,
+        activation_cache=config.activation_cache,
+    )
+
+
+def num_labels_of(data: DataConfig) -> int | None:
+    """Returns the number of outputs as far as the config tells it without the data."""
+    if data.problem_type == "regression":
+        return 1
+    return None if data.labels is None else len(data.labels)
+
+
+def empty_plan(request: PlanRequest, *, num_labels: int) -> FreezePlan:
+    """Returns what would train, from a model without weights: mistakes are found before anything large is read."""
+    model = empty_model(request.model, num_labels=num_labels)
+    frozen = freeze_model(model, request.freeze, request.adapters, blocks_path=request.model.blocks_path)
+    return plan_of(frozen)
+
+
+def empty_model(model: ModelConfig, *, num_labels: int) -> PreTrainedModel:
+    """Makes the model of a config without weights, on the meta device.
+
+    Args:
+        model: The `model` section.
+        num_labels: The number of outputs of the head.
+
+    Raises:
+        ConfigError: The model does not exist or does not fit the task.
+    """
+    return get_task(model.task).build_empty_model(
+        model.name_or_path,
+        num_labels=num_labels,
+        trust_remote_code=model.trust_remote_code,
+        from_pretrained=model.from_pretrained_options,
+    )
