@@ -6,7 +6,8 @@ FreezeError
 ├── LayoutError     the blocks of the model cannot be found (also a ValueError)
 ├── PlanError       the config and the model do not fit together (also a ValueError)
 ├── PlanViolation   training did something that the plan forbids: a bug, or foreign code that changes parameters
-└── CacheError      the activation cache cannot be used
+├── CacheError      the activation cache cannot be used
+└── ShareError      a saved model cannot be pushed, pulled or exported
 ```
 """
 
@@ -38,6 +39,10 @@ class PlanViolation(FreezeError):
 
 class CacheError(FreezeError):
     """An activation cache that cannot be used."""
+
+
+class ShareError(FreezeError):
+    """A saved model that cannot be pushed, pulled or exported; the run that saved it is intact."""
 
 
 def nearest(word: str, options: Iterable[str]) -> str | None:
