@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from hf_freeze.activation_cache.keys import KEYS, batch_size, row_keys
+from hf_freeze.activation_cache.padding import quick_padding
 
 
 class KeyCollator:
@@ -29,6 +30,7 @@ class KeyCollator:
         self.collate: Callable[[Any], Any] = collate.collate if isinstance(collate, KeyCollator) else collate
         self.unkeyed = frozenset(unkeyed)
         self.adds_keys = True
+        self._quick = quick_padding(self.collate)
 
     def __call__(self, rows: Any) -> Any:
         """Returns the other collator's batch with the keys of its rows.
@@ -36,8 +38,10 @@ class KeyCollator:
         Args:
             rows: What the dataset gave.
         """
-        batch = self.collate(rows)
-        if not self.adds_keys or not isinstance(batch, Mapping) or KEYS in batch:
+        if not self.adds_keys:
+            return self.collate(rows)
+        batch = self._quick(rows)
+        if not isinstance(batch, Mapping) or KEYS in batch:
             return batch
         inputs = keyed_inputs(batch, self.unkeyed)
         if _is_tensorial(inputs) and isinstance(rows, Sized) and batch_size(inputs) == len(rows):
