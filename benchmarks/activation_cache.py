@@ -9,6 +9,7 @@
 - `reading`: what reading a batch from the store costs beside a step, warm and cold, and how writing and reading at
   random fare as the store grows.
 - `profile`: where the time of a cached step goes.
+- `precision`: what storing in half precision, and bfloat16 autocast, change about what is learned and predicted.
 
 All take `--threads` and `--seed`, and write Markdown to standard output and to `--output`.
 """
@@ -28,7 +29,7 @@ import numpy as np
 import torch
 from transformers import Trainer
 
-from benchmarks import cached_profile, store_reading, whole_runs
+from benchmarks import cached_precision, cached_profile, store_reading, whole_runs
 from benchmarks.contenders import (
     CACHED,
     FROZEN_LOOP,
@@ -165,6 +166,19 @@ def _add_reading_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--reads", type=int, default=200, help="batches that are read at random at each size")
 
 
+def _add_precision_options(parser: argparse.ArgumentParser) -> None:
+    storages = ["float16", "bfloat16", "autocast"]
+    parser.add_argument("--storages", nargs="+", choices=storages, default=storages)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--depth", type=int, default=4, help="k, how many blocks are frozen")
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--rows", type=int, default=500, help="rows to train on; there are 7500")
+    parser.add_argument("--evaluation-rows", type=int, default=300, help="rows to evaluate on; there are 1500")
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--results", type=Path, help="a file that keeps what is done, and is read where it exists")
+    parser.add_argument("--jobs", type=int, help="training runs in this call, of those that are not kept yet")
+
+
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Reads the options."""
     shared = argparse.ArgumentParser(add_help=False)
@@ -195,6 +209,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     profile.add_argument("--rounds", type=int, default=100, help="steps that are profiled")
     profile.add_argument("--functions", type=int, default=40, help="how many functions are listed")
     _add_reading_options(commands.add_parser("reading", parents=[shared], help="time the store"))
+    _add_precision_options(commands.add_parser("precision", parents=[shared], help="compare half precision"))
     options = parser.parse_args(arguments)
     if "evaluation_rows" in options and options.evaluation_rows is None:
         options.evaluation_rows = options.rows // 5
@@ -210,6 +225,7 @@ COMMANDS = {
     "memory": whole_runs.memory_lines,
     "reading": store_reading.reading_lines,
     "profile": cached_profile.profile_lines,
+    "precision": cached_precision.precision_lines,
 }
 
 

@@ -95,11 +95,19 @@ def reason_of_prefix(replay: Replay, inputs: Mapping[str, Any]) -> str | None:
         before = _random_state(inputs)
         with torch.enable_grad():
             hidden = replay.prefix(inputs, as_it_trains=True)
-        if hidden.requires_grad:
+        if hidden.requires_grad and _reaches_what_trains(hidden, replay.model):
             return "a module that trains runs among the frozen blocks"
         if not all(map(torch.equal, before, _random_state(inputs))):
             return "random numbers are drawn in the frozen blocks while training"
     return None
+
+
+def _reaches_what_trains(hidden: torch.Tensor, model: nn.Module) -> bool:
+    """Returns whether a gradient leads to a parameter: MRA adds zeros that ask for one and lead nowhere."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not trained:
+        return False
+    return any(found is not None for found in torch.autograd.grad(hidden.sum(), trained, allow_unused=True))
 
 
 def padding_matters(replay: Replay, inputs: Mapping[str, Any]) -> bool:

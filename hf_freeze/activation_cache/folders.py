@@ -32,13 +32,14 @@ def default_folder() -> Path:
     return Path(home).expanduser() / "hf_freeze" / "activations"
 
 
-def default_max_size(root: Path) -> int:
+def default_max_size(root: Path, *, num_stored: int) -> int:
     """Returns how many bytes the stores of a folder may take together: 20 % of the free disk, at most 50 GB.
 
     Args:
         root: The folder with the stores; it need not exist yet.
+        num_stored: How many bytes they take, which count as free: else they would be too large once they are written.
     """
-    free = shutil.disk_usage(_nearest_existing(root)).free
+    free = shutil.disk_usage(_nearest_existing(root)).free + num_stored
     return min(int(_DEFAULT_FRACTION_OF_FREE * free), _DEFAULT_MAX_BYTES)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,7 +34,9 @@ class Shelf:
     @property
     def max_size(self) -> int:
         """How many bytes all stores may take together."""
-        return self._section.max_size if self._section.max_size is not None else default_max_size(self.root)
+        if self._section.max_size is not None:
+            return self._section.max_size
+        return default_max_size(self.root, num_stored=sum(info.num_bytes for info in list_stores(self.root)))
 
     def open(
         self, fingerprints: Sequence[str], *, model: str, dtype: torch.dtype
@@ -61,7 +64,8 @@ class Shelf:
         depth = len(fingerprints)
         store = ActivationStore(self.root, fingerprints[-1], model=model, depth=depth, dtype=dtype)
         store.touch()
-        store.max_size = self.max_size - self._size_of_others(store)
+        store.max_size = max(0, self.max_size - self._size_of_others(store))
+        store.make_room = functools.partial(self._make_room, store)
         shallower = {
             shorter: ActivationStore(self.root, fingerprints[shorter - 1], model=model, depth=shorter, dtype=dtype)
             for shorter in range(depth - 1, 0, -1)
@@ -76,22 +80,41 @@ class Shelf:
             store: The store that will grow.
             num_bytes: By how much it will, in bytes.
         """
-        limit, needed = self.max_size, store.num_bytes + num_bytes
+        limit, needed, others = self.max_size, store.num_bytes + num_bytes, self._size_of_others(store)
         rows = f"the rows need about {needed / 1e6:,.1f} MB"
-        free = shutil.disk_usage(self.root).free
-        if num_bytes > free:
-            return f"{rows}, and {free / 1e6:,.1f} MB are free on the disk of {self.root}"
+        if num_bytes > self._free + others:
+            return f"{rows}, and {self._free / 1e6:,.1f} MB are free on the disk of {self.root}"
         if needed > limit:
             return f"{rows}, and activation_cache.max_size allows {limit / 1e6:,.1f} MB"
-        prune(self.root, max_size=limit - num_bytes, expire_after=None, keep=(store.folder.name,))
-        others = self._size_of_others(store)
-        store.max_size = limit - others
+        store.max_size = self._make_room(store, needed, limit=limit)
+        if num_bytes > self._free:
+            return f"{rows}, and {self._free / 1e6:,.1f} MB are free on the disk of {self.root}"
         if needed > store.max_size:
             return (
-                f"{rows}, and stores that are in use take {others / 1e6:,.1f} MB of the {limit / 1e6:,.1f} MB that "
-                "activation_cache.max_size allows"
+                f"{rows}, and stores that are in use take {(limit - store.max_size) / 1e6:,.1f} MB of the "
+                f"{limit / 1e6:,.1f} MB that activation_cache.max_size allows"
             )
         return None
+
+    @property
+    def _free(self) -> int:
+        return shutil.disk_usage(self.root).free
+
+    def _make_room(self, store: ActivationStore, needed: int, *, limit: int | None = None) -> int:
+        """Removes the longest unused of the other stores, and returns how large a store may become.
+
+        Args:
+            store: The store.
+            needed: How large it shall be, in bytes; where that is too much in any case, nothing is removed.
+            limit: What all stores may take together, in bytes; None reads it.
+        """
+        limit = self.max_size if limit is None else limit
+        if needed <= limit:
+            growth = needed - store.num_bytes
+            everything = store.num_bytes + self._size_of_others(store)
+            allowed = min(limit, everything + self._free)
+            prune(self.root, max_size=allowed - growth, expire_after=None, keep=(store.folder.name,))
+        return max(0, limit - self._size_of_others(store))
 
     def _size_of_others(self, store: ActivationStore) -> int:
         return sum(info.num_bytes for info in list_stores(self.root) if info.folder != store.folder)

@@ -45,6 +45,8 @@ class ActivationStore:
         writable: Whether rows are still stored; False after the disk, or `max_size`, was full.
         reason: Why rows are no longer stored.
         max_size: How large the file may become, in bytes; None leaves it to the disk.
+        make_room: Asked, with the bytes that the file would take, where these are more than `max_size`; returns what
+            `max_size` is from then on.
 
     Args:
         root: The folder with all stores, on a local disk.
@@ -70,6 +72,7 @@ class ActivationStore:
         self.reason: str | None = None
         self._dtype = dtype
         self.max_size = max_size
+        self.make_room: Callable[[int], int] | None = None
         now = time.time()
         name = "" if dtype is None else dtype_name(dtype)
         self._description = Description(fingerprint, model, depth, name, created=now, last_used=now)
@@ -175,6 +178,7 @@ class ActivationStore:
             if not self.writable:
                 break
             try:
+                self._ask_for_room(environment, records)
                 written += self._write(environment, records)
             except (lmdb.Error, OSError) as error:
                 self._stop_writing(f"{self.folder} takes no more rows ({error})")
@@ -264,6 +268,14 @@ class ActivationStore:
         if records:
             yield records
 
+    def _ask_for_room(self, environment: SharedEnvironment, records: dict[bytes, bytes]) -> None:
+        if self.max_size is None or self.make_room is None:
+            return
+        page_size = environment.page_size
+        needed = environment.used_bytes + sum(size_in_file(len(record), page_size) for record in records.values())
+        if needed > self.max_size:
+            self.max_size = self.make_room(needed)
+
     def _write(self, environment: SharedEnvironment, records: dict[bytes, bytes]) -> int:
         """Writes records in one transaction, after as many attempts as the file has to grow, and returns how many."""
         is_new = False
@@ -295,7 +307,9 @@ class ActivationStore:
                 continue
             size += size_in_file(len(record), page_size)
             if self.max_size is not None and size > self.max_size:
-                self._stop_writing(f"{self.folder} has reached activation_cache.max_size, {self.max_size} bytes")
+                self._stop_writing(
+                    f"{self.folder} has reached what activation_cache.max_size leaves it, {self.max_size} bytes"
+                )
                 break
             transaction.put(name, record)
             written += 1

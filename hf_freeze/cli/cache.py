@@ -110,7 +110,9 @@ def prune_stores(
 
         given = parse_overrides([f"max_size={max_size}", f"expire_after={expire_after}"])
         limits = parse_section(ActivationCacheConfig, given, key="")
-        size = folders.default_max_size(root) if limits.max_size is None else limits.max_size
+        stored = sum(store.num_bytes for store in housekeeping.list_stores(root))
+        default = folders.default_max_size(root, num_stored=stored)
+        size = default if limits.max_size is None else limits.max_size
         seconds = None if limits.expire_after is None else limits.expire_after * _DAY
         _print_removed(root, housekeeping.prune(root, max_size=size, expire_after=seconds))
         left = housekeeping.list_stores(root)

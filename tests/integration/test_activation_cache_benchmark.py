@@ -13,6 +13,7 @@ import torch
 from transformers import DataCollatorWithPadding
 
 from benchmarks.activation_cache import main, parse_arguments
+from benchmarks.cached_precision import ROUNDING, difference, jobs_of, perturbed
 from benchmarks.contenders import Features, Reviews, Suffix, freeze_by_hand
 from benchmarks.pacing import Estimate
 from benchmarks.reviews import load_minilm, review_rows
@@ -107,6 +108,42 @@ def test_memory_is_measured_and_reported(capsys: pytest.CaptureFixture[str]) -> 
 def test_the_profile_names_the_functions_of_a_step(capsys: pytest.CaptureFixture[str]) -> None:
     report = report_of(["profile", *SMALL, "--rounds", "2", "--batch-size", "2", "--functions", "400"], capsys)
     assert re.search(r"^\| `hf_freeze/training/caching.py:\d+ training_step` \| 1.0 \| ", report, re.MULTILINE)
+
+
+def test_precision_is_compared_in_several_calls_and_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--rows", "8", "--evaluation-rows", "8", "--batch-size", "4", "--depth", "5", "--epochs", "1"]
+    options += ["--seeds", "0", "--storages", "float16", "autocast", "--results", str(tmp_path / "results.json")]
+    assert len(jobs_of(0, ["float16", "autocast"])) == 6
+    row = r"^\| [\w, ]+ \| [\w ]+ \|(?: [\de.-]+ \|){3} [\d.]+ \| [\d.]+ % \|$"
+    found = [
+        re.findall(row, report_of(["precision", *SMALL, *options, *jobs], capsys), re.MULTILINE)
+        for jobs in (["--jobs", "2"], [])
+    ]
+    assert [len(rows) for rows in found] == [0, 7]
+    assert found[1][0].startswith("| float16 | trained | ")
+    # The same weights under the same autocast: nothing is rounded on its way to the store and back.
+    assert "| auto, autocast | same weights | 0 | 0 | 0 | 100.0 | 100.00 % |" in found[1]
+
+
+def test_differences_are_counted_in_standard_deviations() -> None:
+    other = {"logits": [[1.0, -1.0], [-1.0, 1.0], [1.0, -1.0], [-1.0, 1.0]], "loss": 0.5}
+    one = {"logits": [[1.0, -1.0], [-1.0, 1.0], [1.0, -1.0], [0.5, 0.0]], "loss": 0.25}
+    found = difference(one, other)
+    assert (found.largest, found.mean, found.loss, found.same) == (1.5, 0.3125, 0.25, 0.75)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_perturbation_is_as_large_as_rounding(dtype: str) -> None:
+    block, values = torch.nn.Identity(), torch.randn(4096)
+    rounded = ((values.to(getattr(torch, dtype)) - values) / values).abs().max()
+    with perturbed(block, ROUNDING[dtype], seed=0):
+        moved = ((block(values) - values) / values).abs().max()
+    assert rounded <= 1.01 * ROUNDING[dtype]
+    assert 0.9 < moved / ROUNDING[dtype] < 1.01
+    assert 0.9 < moved / rounded < 1.1
+    assert torch.equal(block(values), values)
 
 
 def test_the_rows_to_evaluate_on_follow_the_rows_to_train_on() -> None:

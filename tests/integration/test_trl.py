@@ -134,6 +134,35 @@ def test_checkpointing_changes_no_loss(tmp_path: Path) -> None:
     assert losses[0] == losses[1]
 
 
+@pytest.mark.parametrize(
+    "keywords", [{"freeze": FREEZE}, {"freeze": FREEZE, "adapters": [LORA]}], ids=["frozen", "frozen and adapted"]
+)
+def test_caching_changes_nothing(tmp_path: Path, keywords: dict[str, Any]) -> None:
+    """Losses, accuracies and evaluations of ten steps, with a cache that is filled and with one that is full."""
+    options = {"max_steps": 10, "eval_strategy": "steps", "eval_steps": 5}
+    section = {"enabled": True, "dir": str(tmp_path / "cache")}
+    runs = []
+    for cache in ({"enabled": False}, section, section):
+        trainer = prepared(
+            tmp_path, FreezeSFTTrainer, activation_cache=cache, evaluated=True, options=options, **keywords
+        )
+        frozen = trainer.model.get_submodule(trainer.plan.layout.stacks[0].path)[0]
+        called: list[bool] = []
+        frozen.register_forward_hook(lambda *_, called=called: called.append(True))
+        trainer.train()
+        runs.append((trainer, len(called)))
+    (plain, plain_calls), (cold, _), (warm, warm_calls) = runs
+    for cached in (cold, warm):
+        assert (cached.activation_cache.is_on, cached.activation_cache.reason) == (True, None)
+        for key, size in (("loss", 10), ("eval_loss", 2), ("mean_token_accuracy", 10), ("entropy", 10)):
+            assert len(logged(plain, key)) == size
+            np.testing.assert_allclose(logged(cached, key), logged(plain, key), rtol=0, atol=1e-5)
+    assert cold.activation_cache.stats.built == cold.activation_cache.num_rows == 40
+    stats = warm.activation_cache.stats
+    assert (stats.hits, stats.misses, stats.built) == (10 * 8 + 2 * 12, 0, 0)
+    assert warm_calls < plain_calls == 10 * 2 + 2 * 2
+
+
 def test_training_and_evaluation_are_told_apart(tmp_path: Path) -> None:
     """SFTTrainer logs by the mode of the model itself: even with all blocks frozen, the model's own flag is free."""
     options = {"eval_strategy": "steps", "eval_steps": 1}

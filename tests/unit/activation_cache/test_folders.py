@@ -115,12 +115,15 @@ class TestDefaults:
         monkeypatch.setenv("HF_FREEZE_CACHE", "~/mine")
         assert default_folder() == Path("/home/me/mine")
 
-    @pytest.mark.parametrize(("free", "size"), [(10**9, 2 * 10**8), (10**12, 50 * 10**9)])
-    def test_a_fifth_of_the_free_disk_up_to_50_gb(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, size: int
+    @pytest.mark.parametrize(
+        ("free", "stored", "size"),
+        [(10**9, 0, 2 * 10**8), (8 * 10**8, 2 * 10**8, 2 * 10**8), (10**12, 0, 50 * 10**9)],
+    )
+    def test_a_fifth_of_what_is_free_or_stored_up_to_50_gb(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, stored: int, size: int
     ) -> None:
         usage = collections.namedtuple("usage", ["total", "used", "free"])
         asked = []
         monkeypatch.setattr(shutil, "disk_usage", lambda path: asked.append(path) or usage(0, 0, free))
-        assert default_max_size(tmp_path / "not" / "yet") == size
+        assert default_max_size(tmp_path / "not" / "yet", num_stored=stored) == size
         assert asked == [tmp_path]

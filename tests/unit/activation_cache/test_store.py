@@ -208,7 +208,7 @@ class TestLimit:
         assert 30 < num_stored == len(store) < 100
         assert 150_000 < store.num_bytes < 220_000
         assert num_right(store, range(200)) == num_stored
-        reason = f"{tmp_path / FINGERPRINT} has reached activation_cache.max_size, 200000 bytes"
+        reason = f"{tmp_path / FINGERPRINT} has reached what activation_cache.max_size leaves it, 200000 bytes"
         assert (store.writable, store.reason) == (False, reason)
         assert caplog.messages == [f"activation_cache: {reason}. Training goes on without storing more rows."]
         store.close()

@@ -24,6 +24,8 @@ REASONS = {
         "off: hidden states cannot be cut to the real tokens of a row, since padding changes them or they have other "
         "positions, and batches are padded to different lengths; rows padded to one length can be cached"
     ),
+    # It picks the patches of an image at random, in another order each time.
+    "random": "off: the model draws random numbers each time it is called, in eval mode too",
     "reads more": "off: the model reads more of its frozen blocks than their hidden states",
     "shared blocks": (
         "not supported: AlbertForSequenceClassification: its blocks are shared; got config.num_hidden_layers=3 and 1 "
@@ -47,14 +49,13 @@ VERDICTS = {
     **dict.fromkeys(("speech_to_text", "switch_transformers", "xlnet", "yoso"), REASONS["padding"]),
     **dict.fromkeys(("clip", "clip with as many words as patches"), REASONS["padding"]),
     "wav2vec2 padded to the longest": REASONS["padding"],
-    **dict.fromkeys(("gemma3n_text", "lilt", "pegasus_x", "swinv2", "vilt"), REASONS["reads more"]),
+    **dict.fromkeys(("gemma3n_text", "lilt", "pegasus_x", "swinv2"), REASONS["reads more"]),
+    "vilt": REASONS["random"],
     "wav2vec2 with weighted layers": REASONS["reads more"],
     **dict.fromkeys(("funnel", "squeezebert"), REASONS["not modules"]),
     **dict.fromkeys(
         ("deberta-v2 with convolution", "deberta-v2 with convolution, no dropout"), REASONS["trains inside"]
     ),
-    # Without its CUDA kernels, its attention returns zeros that ask for a gradient.
-    "mra": REASONS["trains inside"],
     "mixtral with router logits": REASONS["config"],
     "albert": REASONS["shared blocks"],
     "flaubert": REASONS["several lists"].format("FlaubertForSequenceClassification", _XLM_LISTS),

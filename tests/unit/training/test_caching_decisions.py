@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from hf_freeze.errors import CacheError
-from tests.tiny import build, tiny_bart, tiny_bert, tiny_gpt2, tiny_tokenizer, tiny_wav2vec2
+from tests.tiny import build, tiny_bert, tiny_gpt2, tiny_tokenizer
 from tests.unit.training.cached import (
     FROZEN,
     Result,
@@ -292,37 +292,6 @@ def test_router_logits_are_off(tmp_path: Path, caplog: pytest.LogCaptureFixture)
         build=lambda: build(AutoModelForCausalLM, "mixtral", **architecture.config),
         labels="words",
     )
-
-
-class TestLayerDrop:
-    """Whole blocks are left out at random: frozen ones never, and trained ones by the same draws as without."""
-
-    def test_bart(self, tmp_path: Path) -> None:
-        self.assert_same_or_off(
-            tmp_path,
-            build=lambda: tiny_bart(encoder_layerdrop=0.5, decoder_layerdrop=0.5, dropout=0.1),
-            labels="words",
-            freeze={"blocks": {"encoder": {"first": 2}}},
-        )
-
-    def test_wav2vec2(self, tmp_path: Path) -> None:
-        waves = torch.randn(24, 400, generator=torch.Generator().manual_seed(0))
-        rows = [{"input_values": wave, "labels": place % 2} for place, wave in enumerate(waves)]
-        self.assert_same_or_off(
-            tmp_path,
-            build=lambda: tiny_wav2vec2(layerdrop=0.5, hidden_dropout=0.1),
-            train_dataset=rows,
-            eval_dataset=rows[:8],
-            data_collator=default_data_collator,
-        )
-
-    @staticmethod
-    def assert_same_or_off(folder: Path, **keywords: Any) -> None:
-        cached, again = (trained(folder, auto(folder), **keywords) for _ in range(2))
-        plain = trained(folder, {"enabled": False}, **keywords)
-        for run in (cached, again):
-            assert run.cache.is_on or run.cache.reason
-            assert_agree(run, plain)
 
 
 def test_false_adds_nothing_to_batches(tmp_path: Path) -> None:

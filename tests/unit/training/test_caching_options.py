@@ -80,13 +80,16 @@ def test_forked_workers(tmp_path: Path, options: dict[str, Any]) -> None:
 
 
 def test_spawned_workers(tmp_path: Path) -> None:
-    """They import everything anew, so one pass is enough."""
-    options = {"dataloader_num_workers": 2, "dataloader_multiprocessing_context": "spawn", "max_steps": 3}
-    options |= {"eval_strategy": "no"}
-    plain = trained(tmp_path, {"enabled": False}, options={"max_steps": 3, "eval_strategy": "no"})
-    cached = trained(tmp_path, {"enabled": True, "dir": str(tmp_path / "cache")}, options=options)
-    assert cached.cache.stats.misses == 18
-    assert cached.losses == pytest.approx(plain.losses, abs=1e-5)
+    """They import everything anew, so one pass is enough, and another one that only hits."""
+    steps = {"max_steps": 3, "eval_strategy": "no"}
+    options = {"dataloader_num_workers": 2, "dataloader_multiprocessing_context": "spawn", **steps}
+    section = {"enabled": True, "dir": str(tmp_path / "cache"), "build": "lazy"}
+    plain = trained(tmp_path, {"enabled": False}, options=steps)
+    cold, warm = (trained(tmp_path, section, options=options) for _ in range(2))
+    assert (cold.cache.stats.hits, cold.cache.stats.misses) == (0, 18)
+    assert (warm.cache.stats.hits, warm.cache.stats.misses, warm.cache.stats.built) == (18, 0, 0)
+    assert cold.losses == warm.losses
+    assert cold.losses == pytest.approx(plain.losses, abs=1e-5)
 
 
 def test_autocast(tmp_path: Path) -> None:
