@@ -212,6 +212,8 @@ class PrefixOutputs:
             return 0, None  # Every process has to run the same blocks.
         device = next(value.device for value in keyed.values() if isinstance(value, torch.Tensor))
         for depth, store in self.shallower.items():
+            if not store.folder.is_dir():
+                continue  # It went to make room, and reading would make an empty one.
             rows = store.get(names)
             if all(row is not None for row in rows):
                 whole = [row for row in rows if row is not None]

@@ -16,6 +16,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Data
 
 from hf_freeze import ActivationCache, freeze_model
 from hf_freeze.activation_cache import building
+from hf_freeze.activation_cache.housekeeping import list_stores
 from hf_freeze.activation_cache.store import ActivationStore
 from tests.tiny import tiny_batch, tiny_llama, tiny_t5
 from tests.unit.activation_cache.examples import (
@@ -182,6 +183,16 @@ def test_a_batch_of_which_a_row_is_not_stored_is_computed_from_the_words(tmp_pat
     assert called == [2, 3, 0, 1, 2, 3]
     torch.testing.assert_close(served, evaluate(frozen_bert(4), batches), rtol=0, atol=1e-6)
     cache.close()
+
+
+def test_a_shallower_store_that_went_to_make_room_is_not_grown_from(tmp_path: Path) -> None:
+    """Nor does an empty one take its place."""
+    shallow = fill(cache_of(frozen_bert(2), tmp_path), loader_of(ROWS))
+    size = list_stores(tmp_path)[0].num_bytes
+    cache = fill(cache_of(frozen_bert(4), tmp_path, max_size=size), loader_of(ROWS))
+    assert cache.stats.built == shallow.stats.built == len(ROWS)
+    assert [(info.depth, info.rows) for info in list_stores(tmp_path)] == [(4, len(ROWS))]
+    assert hits_and_misses(cache, loader_of(ROWS)) == (len(ROWS), 0)
 
 
 @pytest.mark.parametrize("make", [tiny_llama, tiny_t5])

@@ -63,10 +63,18 @@ def required(reason: str) -> str:
     return f"^{re.escape(message)}$"
 
 
-def assert_off(folder: Path, caplog: pytest.LogCaptureFixture, reason: str, **keywords: Any) -> Result:
+def assert_off(
+    folder: Path,
+    caplog: pytest.LogCaptureFixture,
+    reason: str,
+    *,
+    section: Mapping[str, object] | None = None,
+    **keywords: Any,
+) -> Result:
     """Asserts that `auto` says the reason once, stores nothing and changes nothing, and that `true` refuses."""
+    cache = {**auto(folder), **(section or {})}
     with caplog.at_level(logging.WARNING, logger="hf_freeze"):
-        run = trained(folder, auto(folder), **keywords)
+        run = trained(folder, cache, **keywords)
     assert run.cache.reason == reason
     assert not run.cache.is_on
     said = [record.getMessage() for record in caplog.records if "activation_cache" in record.getMessage()]
@@ -74,7 +82,7 @@ def assert_off(folder: Path, caplog: pytest.LogCaptureFixture, reason: str, **ke
     assert stored_files(folder) == []
     assert_agree(run, trained(folder, {"enabled": False}, **keywords))
     with pytest.raises(CacheError, match=required(reason)):
-        trained(folder, {**auto(folder), "enabled": True}, **keywords)
+        trained(folder, {**cache, "enabled": True}, **keywords)
     return run
 
 
@@ -292,6 +300,28 @@ def test_router_logits_are_off(tmp_path: Path, caplog: pytest.LogCaptureFixture)
         build=lambda: build(AutoModelForCausalLM, "mixtral", **architecture.config),
         labels="words",
     )
+
+
+class TestRoom:
+    def test_rows_that_are_more_than_max_size_allows(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        reason = "the rows need about 0.1 MB, and activation_cache.max_size allows 0.0 MB"
+        assert_off(tmp_path, caplog, reason, section={"max_size": 20_000})
+
+    @pytest.mark.parametrize("enabled", ["auto", True])
+    def test_rows_that_are_stored_until_max_size_is_reached(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture, enabled: object
+    ) -> None:
+        section = {**auto(tmp_path), "enabled": enabled, "build": "lazy", "max_size": 40_000}
+        with caplog.at_level(logging.WARNING, logger="hf_freeze"):
+            run = trained(tmp_path, section)
+        assert_agree(run, trained(tmp_path, {"enabled": False}))
+        assert run.cache.is_on
+        assert 0 < run.cache.num_rows < 40 < run.cache.stats.misses
+        (folder,) = (file.parent for file in stored_files(tmp_path))
+        assert caplog.messages == [
+            (f"activation_cache: {folder} has reached what activation_cache.max_size leaves it, 40000 bytes. Training "
+            "goes on without storing more rows.")
+        ]
 
 
 def test_false_adds_nothing_to_batches(tmp_path: Path) -> None:
