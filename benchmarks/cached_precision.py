@@ -190,8 +190,9 @@ def precision_lines(options: argparse.Namespace) -> list[str]:
     """Returns the tables of `precision`."""
     kept: Path | None = options.results
     found: dict[str, _Found] = json.loads(kept.read_text()) if kept is not None and kept.exists() else {}
-    jobs = [job for seed in options.seeds for job in jobs_of(seed, options.storages)]
-    for job in [job for job in jobs if job.name not in found][: options.jobs]:
+    jobs = [job for seed in options.seeds for job in jobs_of(seed, options.storages) if job.name not in found]
+    jobs.sort(key=lambda job: job.is_other or job.perturbed is not None)  # What others are compared with comes first.
+    for job in jobs[: options.jobs]:
         model, tokenizer = load_minilm(seed=job.seed)
         train, validation = (
             review_rows(tokenizer, split, num_rows=num_rows, max_length=options.max_length, seed=options.seed)
@@ -200,17 +201,17 @@ def precision_lines(options: argparse.Namespace) -> list[str]:
         found |= carry_out(job, Reviews(model, tokenizer, train, validation), options)
         if kept is not None:
             kept.write_text(json.dumps(found))
-    done = [seed for seed in options.seeds if all(job.name in found for job in jobs_of(seed, options.storages))]
     lines = [
         (
             f"k = {options.depth}, {options.rows} rows to train on, {options.evaluation_rows} to evaluate on, "
-            f"{options.epochs} epochs, seeds {', '.join(map(str, done)) or 'none'}."
+            f"{options.epochs} epochs, seeds {', '.join(map(str, options.seeds))}."
         ),
         "",
         *table_head(["stored", "compared", "largest", "mean", "loss", "same predictions, by seed", "together"]),
     ]
-    for stored, what, pairs in _compared(options.storages, done):
-        lines += _row(stored, what, [difference(found[one], found[other]) for one, other in pairs])
+    for stored, what, pairs in _compared(options.storages, options.seeds):
+        done = [(one, other) for one, other in pairs if one in found and other in found]
+        lines += _row(stored, what, [difference(found[one], found[other]) for one, other in done])
     return lines
 
 
