@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -65,7 +64,7 @@ class Shelf:
         store = ActivationStore(self.root, fingerprints[-1], model=model, depth=depth, dtype=dtype)
         store.touch()
         store.max_size = max(0, self.max_size - self._size_of_others(store))
-        store.make_room = functools.partial(self._make_room, store)
+        store.make_room = self._make_room
         shallower = {
             shorter: ActivationStore(self.root, fingerprints[shorter - 1], model=model, depth=shorter, dtype=dtype)
             for shorter in range(depth - 1, 0, -1)

@@ -45,8 +45,8 @@ class ActivationStore:
         writable: Whether rows are still stored; False after the disk, or `max_size`, was full.
         reason: Why rows are no longer stored.
         max_size: How large the file may become, in bytes; None leaves it to the disk.
-        make_room: Asked, with the bytes that the file would take, where these are more than `max_size`; returns what
-            `max_size` is from then on.
+        make_room: Asked, with the store and the bytes that its file would take, where these are more than `max_size`;
+            returns what `max_size` is from then on.
 
     Args:
         root: The folder with all stores, on a local disk.
@@ -72,7 +72,7 @@ class ActivationStore:
         self.reason: str | None = None
         self._dtype = dtype
         self.max_size = max_size
-        self.make_room: Callable[[int], int] | None = None
+        self.make_room: Callable[[ActivationStore, int], int] | None = None
         now = time.time()
         name = "" if dtype is None else dtype_name(dtype)
         self._description = Description(fingerprint, model, depth, name, created=now, last_used=now)
@@ -274,7 +274,7 @@ class ActivationStore:
         page_size = environment.page_size
         needed = environment.used_bytes + sum(size_in_file(len(record), page_size) for record in records.values())
         if needed > self.max_size:
-            self.max_size = self.make_room(needed)
+            self.max_size = self.make_room(self, needed)
 
     def _write(self, environment: SharedEnvironment, records: dict[bytes, bytes]) -> int:
         """Writes records in one transaction, after as many attempts as the file has to grow, and returns how many."""

@@ -255,7 +255,7 @@ def test_a_stream_is_stored_when_it_is_seen(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("context", ["fork", "spawn"])
 def test_workers_fetch_the_rows(tmp_path: Path, context: str) -> None:
-    loader = loader_of(Listed(), collate_fn=collate_tensors, num_workers=2, multiprocessing_context=context)
+    loader = loader_of(Listed(), collate_fn=collate_tensors, num_workers=1, multiprocessing_context=context)
     cache = built(tmp_path, loader)
     assert cache.stats.built == cache.num_rows == len(ROWS)
     assert hits_and_misses(cache, loader_of(ROWS)) == ALL_HIT

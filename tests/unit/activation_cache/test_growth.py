@@ -107,7 +107,7 @@ def test_values_from_half_precision_are_rounded_twice(tmp_path: Path, dtype: str
 def test_the_real_model(tmp_path: Path, minilm_path: Path) -> None:
     """To rounding in float32: how the processor sums depends on where rows lie in memory."""
     tokenizer = AutoTokenizer.from_pretrained(minilm_path)
-    texts = [" ".join(["a film that never ends"] * (1 + number % 5)) + f" {number}" for number in range(36)]
+    texts = [" ".join(["a film that never ends"] * (1 + number % 5)) + f" {number}" for number in range(12)]
     rows = [{**tokenizer(text), "labels": number % 2} for number, text in enumerate(texts)]
     loader = DataLoader(rows, batch_size=4, collate_fn=DataCollatorWithPadding(tokenizer))  # type: ignore[arg-type]
 
