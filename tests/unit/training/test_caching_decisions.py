@@ -320,8 +320,8 @@ class TestRoom:
         (folder,) = (file.parent for file in stored_files(tmp_path))
         assert caplog.messages == [
             (
-                f"activation_cache: {folder} has reached what activation_cache.max_size leaves it, 40000 bytes. Training "
-                "goes on without storing more rows."
+                f"activation_cache: {folder} has reached what activation_cache.max_size leaves it, 40000 bytes. "
+                "Training goes on without storing more rows."
             )
         ]
 
