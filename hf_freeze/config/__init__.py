@@ -9,6 +9,7 @@ from hf_freeze.config.schema import (
     LearningRateMultipliers,
     ModelConfig,
     RunConfig,
+    SaveConfig,
     ScheduleConfig,
     SplitsConfig,
 )
@@ -23,6 +24,7 @@ __all__ = [
     "LearningRateMultipliers",
     "ModelConfig",
     "RunConfig",
+    "SaveConfig",
     "ScheduleConfig",
     "Selection",
     "SplitsConfig",

@@ -19,6 +19,7 @@ from pydantic import (
 
 from hf_freeze.config import options
 from hf_freeze.config.problems import Problem, ProblemsFound, shown
+from hf_freeze.config.save import SaveConfig
 from hf_freeze.config.section import Section, Size, Switch, Text, Texts
 from hf_freeze.config.selection import BLOCKS_SCHEMA, Selection, read_blocks, spell_blocks
 
@@ -31,6 +32,7 @@ __all__ = [
     "LearningRateMultipliers",
     "ModelConfig",
     "RunConfig",
+    "SaveConfig",
     "ScheduleConfig",
     "Selection",
     "SplitsConfig",
@@ -251,6 +253,7 @@ class RunConfig(Section):
     activation_cache: ActivationCacheConfig = Field(
         ActivationCacheConfig(), description="What is kept of the frozen prefix."
     )
+    save: SaveConfig = Field(SaveConfig(), description="What is written while training, and at its end.")
     training: Annotated[dict[str, Any], AfterValidator(lambda given: _checked(given, options.training_problems))] = (
         Field(description="Keyword arguments for transformers.TrainingArguments; output_dir is required.")
     )

@@ -58,6 +58,17 @@ def apply_plan(model: nn.Module, plan: FreezePlan) -> None:
     _remember(model, plan)
 
 
+def freeze_all(model: nn.Module) -> None:
+    """Freezes every parameter, for a model that will not train any more.
+
+    Args:
+        model: A model without a plan.
+    """
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+        parameter.grad = None
+
+
 def plan_of(model: nn.Module) -> FreezePlan:
     """Returns the plan that was last applied to the model.
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
 from hf_freeze.config import AdapterConfig, FreezeConfig, parse_adapters
@@ -84,15 +85,23 @@ def merge_adapters(model: nn.Module) -> nn.Module:
     """
     if not isinstance(model, PeftModel):
         raise PlanError(f"{type(model).__name__}: this model has no adapters to merge. Use it as it is.")
-    config = model.active_peft_config
-    if config.is_prompt_learning:
-        raise PlanError(
-            f"{type(model).__name__}: adapters of this method cannot be merged; got {config.peft_type.value}. "
-            "Its parameters are inputs, not weights. Keep the PEFT folder and load it with peft."
-        )
+    if model.active_peft_config.is_prompt_learning:
+        raise _cannot_merge(model, "Its parameters are inputs, not weights.")
+    if not isinstance(model.base_model, BaseTuner):
+        raise _cannot_merge(model, "It adds modules that a plain model has no place for.")
     forget_plan(model)
-    # PeftModel forwards the call to the tuner, which mypy cannot see.
-    return cast(nn.Module, cast(Any, model).merge_and_unload(safe_merge=True)).eval()
+    try:
+        # PeftModel forwards the call to the tuner, which mypy cannot see.
+        return cast(nn.Module, cast(Any, model).merge_and_unload(safe_merge=True)).eval()
+    except (NotImplementedError, TypeError) as error:
+        raise _cannot_merge(model, f"PEFT says: {str(error).strip() or type(error).__name__}") from error
+
+
+def _cannot_merge(model: PeftModel, why: str) -> PlanError:
+    return PlanError(
+        f"{type(model).__name__}: adapters of this method cannot be merged; got "
+        f"{model.active_peft_config.peft_type.value}. {why} Keep the PEFT folder and load it with peft."
+    )
 
 
 def print_trainable_parameters(model: nn.Module) -> None:

@@ -103,6 +103,8 @@ class Run:
                 schedule=config.schedule,
                 lr_multipliers=config.lr_multipliers,
                 activation_cache=config.activation_cache,
+                save=config.save,
+                base_revision=config.model.from_pretrained_options.get("revision"),
                 blocks_path=config.model.blocks_path,
                 allow_changed_plan=config.allow_changed_plan,
             )

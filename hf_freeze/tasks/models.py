@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,6 +22,7 @@ from transformers.utils.hub import has_file
 from hf_freeze.errors import ConfigError, did_you_mean
 from hf_freeze.tasks.heads import empty_classifier, fit_output_layer, output_parameters
 from hf_freeze.tasks.labels import ProblemType
+from hf_freeze.training.pretrained import quiet_load_report
 
 _log = logging.getLogger(__name__)
 
@@ -88,7 +89,7 @@ def _load_weights(
     """Loads a classifier from safetensors, and returns it with the names of the parameters that were not there."""
     fixed = {"use_safetensors": True, "ignore_mismatched_sizes": True, "output_loading_info": True}
     try:
-        with _quiet_load_report():
+        with quiet_load_report():
             model, info = AutoModelForSequenceClassification.from_pretrained(
                 name_or_path, trust_remote_code=trust_remote_code, **head, **{**extra, **fixed}
             )
@@ -299,18 +300,3 @@ def _report_fresh(model: PreTrainedModel, name_or_path: str, fresh: set[str]) ->
     outside = sorted(fresh.difference(inside))
     if outside:
         _log.info("The head is not in the checkpoint and starts anew: %s.", ", ".join(outside))
-
-
-@contextlib.contextmanager
-def _quiet_load_report() -> Iterator[None]:
-    """Keeps transformers from reporting fresh parameters as a problem; `_report_fresh` says what there is to say."""
-    logger = logging.getLogger("transformers.modeling_utils")
-
-    def says_something_else(record: logging.LogRecord) -> bool:
-        return "LOAD REPORT" not in record.getMessage()
-
-    logger.addFilter(says_something_else)
-    try:
-        yield
-    finally:
-        logger.removeFilter(says_something_else)

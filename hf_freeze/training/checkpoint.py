@@ -1,6 +1,6 @@
 """What a checkpoint of hf_freeze holds: what can change, a digest of the rest, and a manifest written last.
 
-A checkpoint folder holds, beside the Trainer's own state files:
+A small checkpoint holds, beside the Trainer's own state files:
 
 - `freeze_weights.safetensors`: every tensor that can change, under its raw `state_dict` name. Models that are converted
   on load (Mixtral, Qwen3-MoE, GPT-NeoX) have other names on disk than in memory, so a file in the released format
@@ -29,6 +29,7 @@ from hf_freeze.errors import PlanError
 from hf_freeze.plan.audit import tensor_digest
 from hf_freeze.plan.resolve import FreezePlan
 from hf_freeze.plan.wrappers import named_parameters, unwrap_model
+from hf_freeze.training.pretrained import load_base
 
 WEIGHTS_FILE = "freeze_weights.safetensors"
 STATE_FILE = "freeze_state.json"
@@ -66,6 +67,18 @@ def write_plan(plan: FreezePlan, folder: Path, base_digests: Mapping[str, str]) 
     """
     state = {"format_version": FORMAT_VERSION, "plan": plan_record(plan), "base_digests": dict(base_digests)}
     (folder / STATE_FILE).write_text(json.dumps(state, indent=1))
+
+
+def distinct_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Returns what a `state_dict` holds, under its names, but tied weights once.
+
+    Args:
+        model: A model, wrapped or not.
+    """
+    inner = unwrap_model(model)
+    raw: dict[str, torch.Tensor] = {**dict(inner.named_parameters()), **dict(inner.named_buffers())}
+    persistent = inner.state_dict().keys()
+    return {name: tensor for name, tensor in raw.items() if name in persistent}
 
 
 def plan_record(plan: FreezePlan) -> dict[str, Any]:
@@ -129,6 +142,28 @@ def read_state(model: nn.Module, plan: FreezePlan, folder: Path) -> None:
             "Load the model, adapters included, that the checkpoint was written from."
         )
     _check_base(model, state["base_digests"], folder)
+
+
+def read_whole(model: PreTrainedModel, folder: Path) -> None:
+    """Loads a checkpoint that the Trainer would write into the model.
+
+    The Trainer loads such files by their names on disk. Models that are converted on load have other names in memory,
+    so the checkpoint is loaded as any model is, and copied from there.
+
+    Args:
+        model: The model, unwrapped, without adapters.
+        folder: A checkpoint that holds a whole model.
+
+    Raises:
+        PlanError: The checkpoint cannot be read, or does not hold all weights of the model in their shapes.
+    """
+    loaded, missing = load_base(type(model), str(folder), model.config, dtype=model.dtype)
+    if missing:
+        raise PlanError(
+            f"{folder}: this checkpoint does not hold all weights of a {type(model).__name__}; it lacks "
+            f"{sorted(missing)[0]!r} and {len(missing) - 1} more. Resume from another checkpoint."
+        )
+    model.load_state_dict(loaded.state_dict())
 
 
 def write_manifest(folder: Path) -> None:
@@ -213,15 +248,11 @@ def _kept(model: nn.Module, plan: FreezePlan) -> dict[str, torch.Tensor]:
     }
     keep_names = {*plan.trainable_names, *fresh}
     keep = {id(parameter) for name, parameter in named_parameters(model) if name in keep_names}
-    inner = unwrap_model(model)
-    # Tied weights appear once among the parameters, and several times in a state_dict.
-    raw: dict[str, torch.Tensor] = {**dict(inner.named_parameters()), **dict(inner.named_buffers())}
-    persistent = inner.state_dict().keys()
-    parameters = {id(parameter) for parameter in inner.parameters()}
+    parameters = {id(parameter) for parameter in unwrap_model(model).parameters()}
     return {
         name: tensor
-        for name, tensor in raw.items()
-        if name in persistent and (id(tensor) in keep or id(tensor) not in parameters)
+        for name, tensor in distinct_tensors(model).items()
+        if id(tensor) in keep or id(tensor) not in parameters
     }
 
 

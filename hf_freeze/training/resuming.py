@@ -16,16 +16,19 @@ from typing import TYPE_CHECKING, Any
 
 from peft import PeftModel
 from torch import nn
-from transformers import Trainer
+from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+from transformers.utils import CONFIG_NAME
 
+from hf_freeze.config import SaveConfig
 from hf_freeze.errors import PlanError
-from hf_freeze.plan.apply import plan_of
+from hf_freeze.plan.apply import apply_plan, plan_of
 from hf_freeze.plan.resolve import FreezePlan
 from hf_freeze.plan.wrappers import unwrap_model
 from hf_freeze.training import checkpoint
 from hf_freeze.training.callbacks import AuditCallback
-from hf_freeze.training.saving import save_adapted
+from hf_freeze.training.record import forget_description, training_record, write_record
+from hf_freeze.training.saving import save_adapted, save_delta
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +46,8 @@ class CheckpointMixin(_Base):
     lr_scheduler: Any
 
     _allow_changed_plan: bool
+    _save_section: SaveConfig
+    _base_revision: str | None
     _writes_checkpoint = False
 
     @property
@@ -92,9 +97,13 @@ class CheckpointMixin(_Base):
         return folder
 
     @property
-    def _upstream_format(self) -> bool:
+    def _is_sharded(self) -> bool:
         """Whether weights are sharded over processes: FSDP and DeepSpeed checkpoints keep upstream's format."""
         return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)
+
+    @property
+    def _checkpoints_are_small(self) -> bool:
+        return self._save_section.checkpoints == "small" and not self._is_sharded
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         run = Path(self._get_output_dir(trial=trial))
@@ -111,7 +120,7 @@ class CheckpointMixin(_Base):
             self.args.save_total_limit = limit
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            if self._upstream_format:
+            if not self._checkpoints_are_small:
                 checkpoint.write_plan(self.plan, folder, {})
             checkpoint.write_manifest(folder)
             rotate_checkpoints(
@@ -123,38 +132,67 @@ class CheckpointMixin(_Base):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         folder = Path(str(output_dir if output_dir is not None else self.args.output_dir))
+        if not self._writes_checkpoint:
+            self._save_final(folder, state_dict)
+        elif not self._checkpoints_are_small:
+            self._save_whole(folder, state_dict)
+        elif self.args.should_save:
+            checkpoint.write_state(self.model, self.plan, folder, self._audit.digests)
+
+    def _save_final(self, folder: Path, state_dict: dict[str, Any] | None) -> None:
+        if not self.args.should_save:
+            self._save_whole(folder, state_dict)  # With shards, every process has a part in it.
+            return
+        inner, revision = unwrap_model(self.model), self._base_revision
+        forget_description(folder)  # What an earlier run said would be read as what this one says.
+        is_delta = self._save_section.format == "delta"
+        if is_delta and save_delta(inner, self.plan, folder, revision=revision, state_dict=state_dict):
+            self._save_processor(folder)
+            return
+        self._save_whole(folder, state_dict)
+        if isinstance(inner, PreTrainedModel | PeftModel):
+            write_record(training_record(inner, self.plan, revision=revision), folder)
+
+    def _save_whole(self, folder: Path, state_dict: dict[str, Any] | None) -> None:
         inner = unwrap_model(self.model)
-        if self._writes_checkpoint and not self._upstream_format:
-            if self.args.should_save:
-                checkpoint.write_state(self.model, self.plan, folder, self._audit.digests)
-        elif isinstance(inner, PeftModel):
-            if self.args.should_save:
-                folder.mkdir(parents=True, exist_ok=True)
-                save_adapted(inner, self.plan, folder, state_dict=state_dict)
-                if self.processing_class is not None:
-                    self.processing_class.save_pretrained(str(folder))
-        else:
-            super()._save(output_dir, state_dict)
+        if not isinstance(inner, PeftModel):
+            super()._save(str(folder), state_dict)
             # The pickled arguments that the Trainer adds are never read, and nobody should have to trust them.
             (folder / "training_args.bin").unlink(missing_ok=True)
+        elif self.args.should_save:
+            folder.mkdir(parents=True, exist_ok=True)
+            save_adapted(inner, self.plan, folder, state_dict=state_dict)
+            self._save_processor(folder)
+
+    def _save_processor(self, folder: Path) -> None:
+        if self.processing_class is not None:
+            self.processing_class.save_pretrained(str(folder))
 
     @property
     def _audit(self) -> AuditCallback:
         return next(c for c in self.callback_handler.callbacks if isinstance(c, AuditCallback))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        folder = Path(resume_from_checkpoint)
-        if self._upstream_format or not (folder / checkpoint.WEIGHTS_FILE).exists():
+        if not self._load_weights(Path(resume_from_checkpoint)):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
-            return
-        checkpoint.read_state(self.model, self.plan, folder)
 
     def _load_best_model(self) -> None:
-        folder = Path(self.state.best_model_checkpoint or "")
-        if self._upstream_format or not (folder / checkpoint.WEIGHTS_FILE).exists():
+        if not self._load_weights(Path(self.state.best_model_checkpoint or "")):
             super()._load_best_model()
-            return
-        checkpoint.read_state(self.model, self.plan, folder)
+        apply_plan(self.model, self.plan)  # PEFT freezes the adapters that it loads.
+
+    def _load_weights(self, folder: Path) -> bool:
+        """Loads the weights of a checkpoint, and returns whether it has a format that is read here."""
+        inner = unwrap_model(self.model)
+        if self._is_sharded:
+            return False
+        if (folder / checkpoint.WEIGHTS_FILE).exists():
+            checkpoint.read_state(self.model, self.plan, folder)
+            return True
+        if (folder / CONFIG_NAME).exists() and isinstance(inner, PreTrainedModel):
+            checkpoint.read_whole(inner, folder)
+            return True
+        return False
 
     def _load_optimizer_and_scheduler(self, checkpoint_folder: str | None) -> None:
         folder = Path(checkpoint_folder) if checkpoint_folder is not None else None

@@ -17,10 +17,14 @@ import safetensors.torch
 import torch
 from peft import PeftModel
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+from torch import nn
 from transformers import PreTrainedModel
 
+from hf_freeze.config import SaveConfig
+from hf_freeze.errors import PlanError
 from hf_freeze.plan.prepare import merge_adapters
 from hf_freeze.plan.resolve import FreezePlan
+from hf_freeze.training.delta import write_delta
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +70,65 @@ def save_adapted(
     config = json.loads((folder / CONFIG_NAME).read_text())
     config["modules_to_save"] = sorted({*modules, *(config.get("modules_to_save") or ())})
     (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2, sort_keys=True))
+
+
+def check_saving(model: nn.Module, plan: FreezePlan, section: SaveConfig) -> None:
+    """Refuses what a model cannot be saved as, before time is spent on training it.
+
+    Args:
+        model: The model that carries the plan, unwrapped.
+        plan: What trains.
+        section: The `save` section.
+
+    Raises:
+        PlanError: A delta of a model with adapters, or without a base model; full checkpoints that PEFT cannot hold.
+    """
+    if isinstance(model, PeftModel):
+        if section.format == "delta":
+            raise PlanError(
+                "save.format: a model with adapters is saved as a PEFT folder, which holds what trained and no more; "
+                "got 'delta'. A delta is for models without adapters. Leave save.format out."
+            )
+        homeless = modules_to_save(model, plan)[1] if section.checkpoints == "full" else None
+        if homeless is not None:
+            raise PlanError(
+                f"save.checkpoints: PEFT, in whose format the Trainer writes checkpoints, has no place for {homeless}, "
+                "which trains in full (it is tied, or shares a module with adapters); got 'full'. Small checkpoints "
+                "hold it. Leave save.checkpoints out."
+            )
+    elif section.format == "delta" and not (isinstance(model, PreTrainedModel) and model.name_or_path):
+        raise PlanError(
+            f"save.format: a delta needs a base model that can be loaded again; got 'delta' for a "
+            f"{type(model).__name__} that was not loaded with from_pretrained. Leave save.format out."
+        )
+
+
+def save_delta(
+    model: PreTrainedModel,
+    plan: FreezePlan,
+    folder: Path,
+    *,
+    revision: str | None,
+    state_dict: Mapping[str, torch.Tensor] | None = None,
+) -> bool:
+    """Writes the final model as a delta where its base can still be loaded, and says why where it cannot.
+
+    Args:
+        model: The model that carries the plan, unwrapped, without adapters.
+        plan: What trained.
+        folder: Where to write.
+        revision: The revision of the base model on the Hub.
+        state_dict: The gathered state of the model, where its parameters are sharded.
+
+    Returns:
+        Whether the delta was written.
+    """
+    try:
+        write_delta(model, plan, folder, revision=revision, state_dict=state_dict)
+    except PlanError as error:
+        logger.warning("%s: the model is written whole instead of as a delta. %s", folder, error)
+        return False
+    return True
 
 
 def modules_to_save(model: PeftModel, plan: FreezePlan) -> tuple[tuple[str, ...], str | None]:

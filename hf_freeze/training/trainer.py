@@ -20,6 +20,7 @@ from hf_freeze.config import (
     AdapterConfig,
     FreezeConfig,
     LearningRateMultipliers,
+    SaveConfig,
     ScheduleConfig,
     parse_adapters,
     parse_section,
@@ -29,13 +30,14 @@ from hf_freeze.plan.apply import apply_plan
 from hf_freeze.plan.optimizer import parameter_groups, role_multipliers
 from hf_freeze.plan.prepare import freeze_model
 from hf_freeze.plan.resolve import FreezeState
-from hf_freeze.plan.wrappers import reshard
+from hf_freeze.plan.wrappers import reshard, unwrap_model
 from hf_freeze.training.backends import check_backend, shard_by_block
 from hf_freeze.training.caching import CachingMixin
 from hf_freeze.training.callbacks import AuditCallback, LearningRateCallback
 from hf_freeze.training.loop import LoopMixin
 from hf_freeze.training.loss import count_items, loss_responds, scale_loss
 from hf_freeze.training.resuming import CheckpointMixin
+from hf_freeze.training.saving import check_saving
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +54,8 @@ class FreezeMixin(CachingMixin, LoopMixin, CheckpointMixin):
         schedule: The `schedule` section; `{"type": "static"}` keeps the plan as it is.
         lr_multipliers: The `lr_multipliers` section: factors on the learning rate.
         activation_cache: The `activation_cache` section: a mapping such as `{"enabled": False}`, or an instance.
+        save: The `save` section: a mapping such as `{"format": "delta"}`, or an instance.
+        base_revision: Revision on the Hub that the model was loaded from, where one was named; a delta needs it.
         blocks_path: Path of the `nn.ModuleList` that holds the blocks, where it cannot be found by itself.
         allow_changed_plan: Whether a checkpoint of another plan may be resumed; its optimizer state is then left out.
         keywords: The Trainer's further keyword arguments.
@@ -73,6 +77,8 @@ class FreezeMixin(CachingMixin, LoopMixin, CheckpointMixin):
         schedule: ScheduleConfig | Mapping[str, object] | None = None,
         lr_multipliers: LearningRateMultipliers | Mapping[str, object] | None = None,
         activation_cache: ActivationCacheConfig | Mapping[str, object] | None = None,
+        save: SaveConfig | Mapping[str, object] | None = None,
+        base_revision: str | None = None,
         blocks_path: str | None = None,
         allow_changed_plan: bool = False,
         **keywords: Any,
@@ -83,12 +89,15 @@ class FreezeMixin(CachingMixin, LoopMixin, CheckpointMixin):
         self._blocks_path = blocks_path
         self._multipliers = parse_section(LearningRateMultipliers, lr_multipliers or {}, key="lr_multipliers")
         self._cache_section = parse_section(ActivationCacheConfig, activation_cache or {}, key="activation_cache")
+        self._save_section = parse_section(SaveConfig, save or {}, key="save")
+        self._base_revision = base_revision
         self._has_multipliers = self._multipliers != LearningRateMultipliers()
         self._allow_changed_plan = allow_changed_plan
         self._loss_responds: bool | None = None
         self._check_request(model, keywords)
         super().__init__(self._freeze(model) if model is not None else None, args, *positional, **keywords)
         check_backend(self.args, self.accelerator.state, self.plan)
+        check_saving(unwrap_model(self.model), self.plan, self._save_section)
         shard_by_block(self.accelerator.state, self.model, self.plan)
         self.add_callback(AuditCallback(self))
         self._rates = LearningRateCallback()

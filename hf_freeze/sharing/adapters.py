@@ -1,0 +1,104 @@
+"""Loads adapters, and the modules that trained beside them, on their base model."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import transformers
+from peft import PeftConfig, PeftModel, TaskType, get_peft_model_state_dict
+from peft.utils import CONFIG_NAME
+from transformers import PreTrainedModel
+
+from hf_freeze.errors import ConfigError, PlanError
+from hf_freeze.sharing.classes import as_dtype, config_of, load_recorded_base, model_class_of
+from hf_freeze.sharing.delta import read_tensors
+from hf_freeze.sharing.sources import Source
+from hf_freeze.training.pretrained import load_base
+
+# The Transformers class for each of PEFT's task types: a folder that PEFT wrote names nothing else.
+_AUTO_CLASSES: Final[Mapping[str, Any]] = {
+    TaskType.SEQ_CLS: transformers.AutoModelForSequenceClassification,
+    TaskType.TOKEN_CLS: transformers.AutoModelForTokenClassification,
+    TaskType.QUESTION_ANS: transformers.AutoModelForQuestionAnswering,
+    TaskType.CAUSAL_LM: transformers.AutoModelForCausalLM,
+    TaskType.SEQ_2_SEQ_LM: transformers.AutoModelForSeq2SeqLM,
+    TaskType.FEATURE_EXTRACTION: transformers.AutoModel,
+}
+
+
+def load_adapters(
+    source: Source, *, base: str | Path | None, trust_remote_code: bool, options: Mapping[str, Any]
+) -> PeftModel:
+    """Loads adapters on their base model.
+
+    Args:
+        source: Where the adapters are.
+        base: Another folder or name of the base model.
+        trust_remote_code: Whether code that comes with the model may run.
+        options: Further arguments of `from_pretrained`.
+
+    Raises:
+        ConfigError: The files are missing or damaged, or do not say what the base model is.
+        PlanError: The base model cannot be loaded, or the adapters do not fit it.
+    """
+    tensors = read_tensors(source)
+    if source.record is not None:
+        model, _ = load_recorded_base(
+            source, source.record, base=base, trust_remote_code=trust_remote_code, options=options
+        )
+        model = model.to(as_dtype(options.get("dtype"), model.dtype))
+    else:
+        model = _load_named_base(source, base=base, trust_remote_code=trust_remote_code, options=options)
+    name = model.name_or_path
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Found missing adapter keys")  # They are an error here.
+            adapted: PeftModel = PeftModel.from_pretrained(model, source.name, **source.options)
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise PlanError(
+            f"{source.name}: these adapters do not fit the base model {name!r}; got the error "
+            f"{' '.join(line.strip() for line in lines[:2]).rstrip('.')!r} from PEFT. "
+            "Pass the model that they were trained on as base."
+        ) from error
+    expected = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    missing = sorted(set(expected) - set(tensors))
+    if missing:
+        raise PlanError(
+            f"{source.name}: these adapters are not whole; got no {missing[0]!r} and {len(missing) - 1} more. "
+            f"{CONFIG_NAME} says that they are there. Save or download the folder again."
+        )
+    return adapted.eval()
+
+
+def _load_named_base(
+    source: Source, *, base: str | Path | None, trust_remote_code: bool, options: Mapping[str, Any]
+) -> PreTrainedModel:
+    """Loads the base model that PEFT's own config names: the labels of its head are those of the base."""
+    config = PeftConfig.from_pretrained(source.name, **source.options)
+    name = config.base_model_name_or_path if base is None else str(base)
+    if name is None:
+        raise ConfigError(
+            f"{source.name}: {CONFIG_NAME} does not name the base model; got {name!r}. Pass the model as base."
+        )
+    shared = {key: value for key, value in source.options.items() if key not in ("revision", "subfolder")}
+    where = {**shared, "revision": config.revision} if base is None and config.revision else shared
+    asked = source.without_hub_options(options)
+    kind = {key: asked.pop(key) for key in sorted(asked) if key in ("num_labels", "id2label", "label2id")}
+    model_config = config_of(name, {**where, **kind}, trust_remote_code=trust_remote_code)
+    named = (config.auto_mapping or {}).get("base_model_class") if config.task_type is None else None
+    if named is not None:
+        model_class = model_class_of(source, named, model_config, trust_remote_code=trust_remote_code)
+    elif config.task_type in _AUTO_CLASSES:
+        model_class = _AUTO_CLASSES[config.task_type]
+    else:
+        raise ConfigError(
+            f"{source.name}: {CONFIG_NAME} does not say what kind of model it is for; got the task_type "
+            f"{config.task_type!r}. Load the base model yourself, and the adapters with peft.PeftModel."
+        )
+    dtype = asked.pop("dtype", "auto")
+    model, _ = load_base(model_class, name, model_config, dtype=dtype, **{**asked, **where})
+    return model

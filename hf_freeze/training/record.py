@@ -1,0 +1,127 @@
+"""What a final model says of its training: the plan, the base model, and the versions that wrote it.
+
+It is a file beside the weights, `hf_freeze_plan.json`; a delta has it in `hf_freeze_delta.json`. Transformers and PEFT
+load the model without it; `hf_freeze.load_model` and `hf-freeze verify` read it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from hf_freeze.errors import PlanError
+from hf_freeze.plan.resolve import FreezePlan
+from hf_freeze.training.checkpoint import plan_record
+from hf_freeze.training.pretrained import commit_of
+
+PLAN_FILE: Final = "hf_freeze_plan.json"
+DELTA_FILE: Final = "hf_freeze_delta.json"
+DELTA_WEIGHTS_FILE: Final = "hf_freeze_delta.safetensors"
+FORMAT_VERSION: Final = 1
+_RECORDED: Final = ("hf-freeze", "transformers", "peft", "torch")
+
+
+@dataclass(frozen=True)
+class TrainingRecord:
+    """What a final model says of its training.
+
+    Attributes:
+        model_class: The Transformers class of the model, without adapters.
+        dtype: What its weights were trained in, such as `float32`.
+        base: The base model: a folder or its name on the Hub.
+        revision: The commit of the base model, where it came from the Hub.
+        model_config: The config of the model, labels included: an adapter folder has no other place for it.
+        plan: The plan as `plan_record` returns it.
+        versions: The versions of the packages that wrote it.
+        format_version: The version of this format.
+    """
+
+    model_class: str
+    dtype: str
+    base: str
+    revision: str | None
+    model_config: Mapping[str, Any]
+    plan: Mapping[str, Any]
+    versions: Mapping[str, str]
+    format_version: int = FORMAT_VERSION
+
+    @property
+    def trained_names(self) -> frozenset[str]:
+        """The canonical names of the parameters that trained."""
+        return frozenset(name for role in self.plan["roles"].values() for name in role["trains"])
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns the record as plain data."""
+        return asdict(self)
+
+
+def training_record(model: PreTrainedModel | PeftModel, plan: FreezePlan, *, revision: str | None) -> TrainingRecord:
+    """Describes a model that was trained.
+
+    Args:
+        model: The model, unwrapped; adapters may be around it.
+        plan: What trained.
+        revision: The revision of the base model that was asked for, where one was.
+    """
+    inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    return TrainingRecord(
+        model_class=type(inner).__name__,
+        dtype=str(inner.dtype).removeprefix("torch."),
+        base=inner.name_or_path,
+        revision=commit_of(inner.name_or_path, revision),
+        model_config=json.loads(inner.config.to_json_string(use_diff=False)),
+        plan=plan_record(plan),
+        versions={package: version(package) for package in _RECORDED},
+    )
+
+
+def write_record(record: TrainingRecord, folder: Path) -> None:
+    """Writes the record beside the weights.
+
+    Args:
+        record: The record.
+        folder: The folder of the final model.
+    """
+    (folder / PLAN_FILE).write_text(json.dumps(record.as_dict(), indent=1))
+
+
+def forget_description(folder: Path) -> None:
+    """Removes what an earlier model in the folder said of itself.
+
+    Args:
+        folder: Where a final model is about to be written.
+    """
+    for name in (PLAN_FILE, DELTA_FILE, DELTA_WEIGHTS_FILE):
+        (folder / name).unlink(missing_ok=True)
+
+
+def read_record(file: Path) -> TrainingRecord:
+    """Reads a record, or what a delta says.
+
+    Args:
+        file: `hf_freeze_plan.json` or `hf_freeze_delta.json`.
+
+    Raises:
+        PlanError: It is damaged, or of another version.
+    """
+    try:
+        content = json.loads(file.read_text())
+        known = {name: content[name] for name in TrainingRecord.__dataclass_fields__}
+    except (KeyError, TypeError, ValueError) as error:
+        raise PlanError(
+            f"{file}: this file does not say how the model was trained; got {type(error).__name__} reading it. "
+            "hf_freeze writes it when it saves a model. Save or download the folder again."
+        ) from error
+    if known["format_version"] != FORMAT_VERSION:
+        raise PlanError(
+            f"{file}: this file has another format; got version {known['format_version']}. "
+            f"This hf_freeze reads version {FORMAT_VERSION}. Load it with the release that wrote it."
+        )
+    return TrainingRecord(**known)
