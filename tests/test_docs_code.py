@@ -13,6 +13,7 @@ from ruamel.yaml import YAML
 
 from hf_freeze.cli import app, main
 from hf_freeze.config import load_config, parse_config, parse_overrides, parse_section
+from hf_freeze.config.save import SaveConfig
 from hf_freeze.config.schema import ActivationCacheConfig, Adapters, FreezeConfig
 from hf_freeze.config.section import Section
 from tests.conftest import REPOSITORY
@@ -28,6 +29,7 @@ class Fragment(Section):
     freeze: FreezeConfig | None = None
     adapters: Adapters = ()
     activation_cache: ActivationCacheConfig = ActivationCacheConfig()
+    save: SaveConfig = SaveConfig()
 
 
 def blocks(document: str, *languages: str) -> list[tuple[int, str]]:

@@ -253,7 +253,7 @@ class RunConfig(Section):
     activation_cache: ActivationCacheConfig = Field(
         ActivationCacheConfig(), description="What is kept of the frozen prefix."
     )
-    save: SaveConfig = Field(SaveConfig(), description="What is written while training, and at its end.")
+    save: SaveConfig = Field(SaveConfig(), description="Form of checkpoints and of the final model.")
     training: Annotated[dict[str, Any], AfterValidator(lambda given: _checked(given, options.training_problems))] = (
         Field(description="Keyword arguments for transformers.TrainingArguments; output_dir is required.")
     )

@@ -1,8 +1,9 @@
 """Config in, result out: the only modules that know all the others."""
 
 from hf_freeze.plan.table import LayoutTable, PlanTable
+from hf_freeze.run.output_folder import CONFIG_FILE
 from hf_freeze.run.planning import layout, plan
-from hf_freeze.run.training import CONFIG_FILE, Run, RunResult, newest_checkpoint, train
+from hf_freeze.run.training import Run, RunResult, newest_checkpoint, train
 
 __all__ = [
     "CONFIG_FILE",

@@ -7,26 +7,24 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 import datasets
 import torch
 from transformers import set_seed
 
 from hf_freeze.activation_cache.outputs import CacheStats
-from hf_freeze.config import RunConfig, to_yaml
-from hf_freeze.config.writing import SECRETS, without_secrets
+from hf_freeze.config import RunConfig
+from hf_freeze.config.writing import SECRETS
 from hf_freeze.errors import FreezeError
 from hf_freeze.plan.resolve import FreezePlan
 from hf_freeze.plan.table import PlanTable
+from hf_freeze.run.output_folder import begin_run, check_other_run
 from hf_freeze.run.planning import empty_plan, num_labels_of, prepared_data, request_of, table_of, with_size
 from hf_freeze.tasks import get_task
 from hf_freeze.training import FreezeTrainer
 from hf_freeze.training.arguments import check_evaluation, check_output_folder, refusal, training_arguments
 from hf_freeze.training.checkpoint import newest_complete
 from hf_freeze.training.reloading import loading_lines
-
-CONFIG_FILE: Final = "hf_freeze.yaml"
 
 
 @dataclass(frozen=True)
@@ -73,6 +71,7 @@ class Run:
         self.config = config
         self.args = training_arguments(config.training)
         check_output_folder(str(self.args.output_dir))
+        check_other_run(config)
         if not self.is_main_process:
             datasets.disable_progress_bars()
         empty_plan(request_of(config), num_labels=num_labels_of(config.data) or 2)
@@ -135,6 +134,8 @@ class Run:
         on_gpu = self.args.device.type == "cuda"
         if on_gpu:
             torch.cuda.reset_peak_memory_stats()
+        if self.args.should_save:
+            begin_run(self.config)
         start = time.perf_counter()
         try:
             output = self.trainer.train(resume_from_checkpoint=self.args.resume_from_checkpoint)
@@ -150,8 +151,6 @@ class Run:
         cache = self.trainer.activation_cache
         cache.close()
         folder = str(self.args.output_dir)
-        if self.args.should_save:
-            Path(folder, CONFIG_FILE).write_text(to_yaml(without_secrets(self.config)))
         return RunResult(
             output_dir=folder,
             plan=self.trainer.plan,

@@ -13,7 +13,7 @@ from peft.utils import CONFIG_NAME
 from transformers import PreTrainedModel
 
 from hf_freeze.errors import ConfigError, PlanError
-from hf_freeze.sharing.classes import as_dtype, config_of, load_recorded_base, model_class_of
+from hf_freeze.sharing.classes import config_of, convert, load_recorded_base, model_class_of
 from hf_freeze.sharing.delta import read_tensors
 from hf_freeze.sharing.sources import Source
 from hf_freeze.training.pretrained import load_base
@@ -49,7 +49,7 @@ def load_adapters(
         model, _ = load_recorded_base(
             source, source.record, base=base, trust_remote_code=trust_remote_code, options=options
         )
-        model = model.to(as_dtype(options.get("dtype"), model.dtype))
+        model = convert(model, options.get("dtype"))
     else:
         model = _load_named_base(source, base=base, trust_remote_code=trust_remote_code, options=options)
     name = model.name_or_path

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
@@ -56,7 +56,7 @@ def model_class_of(
     reference = next((code for code in own_code.values() if str(code).rpartition(".")[2] == name), None)
     found: object = getattr(transformers, name, None)
     if reference is not None and trust_remote_code:
-        found = get_class_from_dynamic_module(reference, config.name_or_path, **source.options)
+        found = get_class_from_dynamic_module(reference, str(config.name_or_path), **source.options)
     if isinstance(found, type) and issubclass(found, PreTrainedModel):
         return found
     raise ConfigError(
@@ -87,6 +87,19 @@ def as_dtype(value: object, default: torch.dtype) -> torch.dtype:
     return dtype
 
 
+def convert(model: PreTrainedModel, dtype: object) -> PreTrainedModel:
+    """Returns the model with its weights in another type, where one is asked for.
+
+    Args:
+        model: The model; it is changed in place.
+        dtype: As for `as_dtype`.
+    """
+    wanted = as_dtype(dtype, model.dtype)
+    if wanted != model.dtype:  # Quantised models refuse even the type that they are in.
+        cast(Any, model).to(wanted)  # Its annotation upstream hides its arguments.
+    return model
+
+
 def load_recorded_base(
     source: Source,
     record: TrainingRecord,
@@ -114,7 +127,7 @@ def load_recorded_base(
     name = record.base if base is None else str(base)
     shared = {key: value for key, value in source.options.items() if key not in ("revision", "subfolder")}
     where = shared if base is not None or record.revision is None else {**shared, "revision": record.revision}
-    kind = record.model_config.get("model_type")
+    kind = str(record.model_config.get("model_type"))
     if "auto_map" in record.model_config or kind not in CONFIG_MAPPING:
         config_class = type(config_of(name, where, trust_remote_code=trust_remote_code))
     else:

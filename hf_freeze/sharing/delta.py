@@ -14,7 +14,7 @@ from transformers.utils import GENERATION_CONFIG_NAME
 
 from hf_freeze.errors import ConfigError, PlanError
 from hf_freeze.plan.audit import tensor_digest
-from hf_freeze.sharing.classes import as_dtype, load_recorded_base
+from hf_freeze.sharing.classes import convert, load_recorded_base
 from hf_freeze.sharing.sources import Source
 from hf_freeze.training.checkpoint import distinct_tensors
 from hf_freeze.training.delta import digest_of_all, digest_of_base, read_description, tensor_digests
@@ -55,7 +55,7 @@ def load_delta(
     model.load_state_dict(tensors, strict=False)
     if (generation := source.file(GENERATION_CONFIG_NAME)) is not None:
         model.generation_config = GenerationConfig.from_pretrained(generation.parent)
-    return model.to(as_dtype(options.get("dtype"), model.dtype))
+    return convert(model, options.get("dtype"))
 
 
 def read_tensors(source: Source) -> dict[str, torch.Tensor]:

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from hf_freeze.errors import ConfigError, PlanError
 from hf_freeze.plan.apply import freeze_all
 from hf_freeze.plan.prepare import merge_adapters
-from hf_freeze.sharing.classes import as_dtype
+from hf_freeze.sharing.classes import as_dtype, convert
 from hf_freeze.sharing.loading import load_source
 from hf_freeze.sharing.sources import Source, find_source
 
@@ -80,7 +80,8 @@ def _merge_source(
             f"{source.name}: what is left after merging is no model of Transformers; got a {type(model).__name__}. "
             "Load it with peft."
         )
-    model = model.to(as_dtype(dtype, model.dtype)).eval()
+    model = convert(model, dtype)
+    model.eval()
     freeze_all(model)
     return model
 

@@ -89,7 +89,7 @@ def plan_record(plan: FreezePlan) -> dict[str, Any]:
     """
     trained = plan.trainable_by_role()
     roles = {role: {"treatment": plan.treatments[role], "trains": list(trained[role])} for role in plan.treatments}
-    return {"digest": plan.digest, "roles": roles}
+    return {"digest": plan.digest, "keep_dropout": plan.keep_dropout, "roles": roles}
 
 
 def same_plan(folder: Path, plan: FreezePlan) -> bool:

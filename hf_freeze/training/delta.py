@@ -28,7 +28,7 @@ from hf_freeze.plan.resolve import FreezePlan
 from hf_freeze.plan.wrappers import named_parameters
 from hf_freeze.training.checkpoint import distinct_tensors
 from hf_freeze.training.pretrained import load_base
-from hf_freeze.training.record import DELTA_FILE, DELTA_WEIGHTS_FILE, training_record
+from hf_freeze.training.record import DELTA_FILE, DELTA_WEIGHTS_FILE, TrainingRecord
 
 
 def write_delta(
@@ -36,7 +36,7 @@ def write_delta(
     plan: FreezePlan,
     folder: Path,
     *,
-    revision: str | None = None,
+    record: TrainingRecord,
     state_dict: Mapping[str, torch.Tensor] | None = None,
 ) -> None:
     """Writes the delta of a model to its base, with the config.
@@ -45,13 +45,12 @@ def write_delta(
         model: The model that carries the plan, unwrapped, without adapters.
         plan: What trained.
         folder: Where to write.
-        revision: The revision of the base model on the Hub.
+        record: What is said of its training, and of its base model.
         state_dict: The gathered state of the model, where its parameters are sharded.
 
     Raises:
         PlanError: The base model cannot be loaded.
     """
-    record = training_record(model, plan, revision=revision)
     base, fresh = load_base(type(model), record.base, model.config, dtype=model.dtype, revision=record.revision)
     there = tensor_digests(base)
     trained = {id(parameter) for name, parameter in named_parameters(model) if name in set(plan.trainable_names)}

@@ -23,7 +23,7 @@ def load_base(
     name_or_path: str,
     config: PreTrainedConfig,
     *,
-    dtype: torch.dtype,
+    dtype: torch.dtype | str,
     revision: str | None = None,
     **options: Any,
 ) -> tuple[PreTrainedModel, frozenset[str]]:
@@ -48,7 +48,7 @@ def load_base(
     try:
         # What starts anew is drawn from PyTorch's random state, which is the caller's.
         with quiet_load_report(), torch.random.fork_rng(devices=[]):
-            model, info = model_class.from_pretrained(
+            loaded: Any = model_class.from_pretrained(
                 name_or_path, config=copy.deepcopy(config), dtype=dtype, **{**options, **where, **fixed}
             )
     except (OSError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
@@ -57,6 +57,7 @@ def load_base(
             f"{name_or_path}: no {model_class.__name__} can be loaded from it; got the error {first!r}. "
             "hf_freeze reads safetensors only. Name a folder, or a model on the Hub, that has a model.safetensors."
         ) from error
+    model, info = loaded
     return model, frozenset(info["missing_keys"]) | {name for name, *_ in info["mismatched_keys"]}
 
 

@@ -38,6 +38,7 @@ class TrainingRecord:
         base: The base model: a folder or its name on the Hub.
         revision: The commit of the base model, where it came from the Hub.
         model_config: The config of the model, labels included: an adapter folder has no other place for it.
+        blocks_path: Where its blocks are, where that was given.
         plan: The plan as `plan_record` returns it.
         versions: The versions of the packages that wrote it.
         format_version: The version of this format.
@@ -48,6 +49,7 @@ class TrainingRecord:
     base: str
     revision: str | None
     model_config: Mapping[str, Any]
+    blocks_path: str | None
     plan: Mapping[str, Any]
     versions: Mapping[str, str]
     format_version: int = FORMAT_VERSION
@@ -62,13 +64,16 @@ class TrainingRecord:
         return asdict(self)
 
 
-def training_record(model: PreTrainedModel | PeftModel, plan: FreezePlan, *, revision: str | None) -> TrainingRecord:
+def training_record(
+    model: PreTrainedModel | PeftModel, plan: FreezePlan, *, revision: str | None, blocks_path: str | None
+) -> TrainingRecord:
     """Describes a model that was trained.
 
     Args:
         model: The model, unwrapped; adapters may be around it.
         plan: What trained.
         revision: The revision of the base model that was asked for, where one was.
+        blocks_path: Where its blocks are, where that was given.
     """
     inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     return TrainingRecord(
@@ -77,6 +82,7 @@ def training_record(model: PreTrainedModel | PeftModel, plan: FreezePlan, *, rev
         base=inner.name_or_path,
         revision=commit_of(inner.name_or_path, revision),
         model_config=json.loads(inner.config.to_json_string(use_diff=False)),
+        blocks_path=blocks_path,
         plan=plan_record(plan),
         versions={package: version(package) for package in _RECORDED},
     )

@@ -48,6 +48,7 @@ class CheckpointMixin(_Base):
     _allow_changed_plan: bool
     _save_section: SaveConfig
     _base_revision: str | None
+    _blocks_path: str | None
     _writes_checkpoint = False
 
     @property
@@ -143,15 +144,18 @@ class CheckpointMixin(_Base):
         if not self.args.should_save:
             self._save_whole(folder, state_dict)  # With shards, every process has a part in it.
             return
-        inner, revision = unwrap_model(self.model), self._base_revision
+        inner = unwrap_model(self.model)
         forget_description(folder)  # What an earlier run said would be read as what this one says.
-        is_delta = self._save_section.format == "delta"
-        if is_delta and save_delta(inner, self.plan, folder, revision=revision, state_dict=state_dict):
+        if not isinstance(inner, PreTrainedModel | PeftModel):
+            self._save_whole(folder, state_dict)
+            return
+        record = training_record(inner, self.plan, revision=self._base_revision, blocks_path=self._blocks_path)
+        plain = inner if isinstance(inner, PreTrainedModel) and self._save_section.format == "delta" else None
+        if plain is not None and save_delta(plain, self.plan, folder, record=record, state_dict=state_dict):
             self._save_processor(folder)
             return
         self._save_whole(folder, state_dict)
-        if isinstance(inner, PreTrainedModel | PeftModel):
-            write_record(training_record(inner, self.plan, revision=revision), folder)
+        write_record(record, folder)
 
     def _save_whole(self, folder: Path, state_dict: dict[str, Any] | None) -> None:
         inner = unwrap_model(self.model)

@@ -25,6 +25,7 @@ from hf_freeze.errors import PlanError
 from hf_freeze.plan.prepare import merge_adapters
 from hf_freeze.plan.resolve import FreezePlan
 from hf_freeze.training.delta import write_delta
+from hf_freeze.training.record import TrainingRecord
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +109,7 @@ def save_delta(
     plan: FreezePlan,
     folder: Path,
     *,
-    revision: str | None,
+    record: TrainingRecord,
     state_dict: Mapping[str, torch.Tensor] | None = None,
 ) -> bool:
     """Writes the final model as a delta where its base can still be loaded, and says why where it cannot.
@@ -117,14 +118,14 @@ def save_delta(
         model: The model that carries the plan, unwrapped, without adapters.
         plan: What trained.
         folder: Where to write.
-        revision: The revision of the base model on the Hub.
+        record: What is said of its training, and of its base model.
         state_dict: The gathered state of the model, where its parameters are sharded.
 
     Returns:
         Whether the delta was written.
     """
     try:
-        write_delta(model, plan, folder, revision=revision, state_dict=state_dict)
+        write_delta(model, plan, folder, record=record, state_dict=state_dict)
     except PlanError as error:
         logger.warning("%s: the model is written whole instead of as a delta. %s", folder, error)
         return False

@@ -120,7 +120,7 @@ def test_schema_prints_the_schema_of_configs() -> None:
 
 
 def test_every_command_has_a_line_of_help() -> None:
-    for command in ("train", "plan", "layout", "schema"):
+    for command in ("train", "plan", "layout", "schema", "merge", "verify", "export"):
         assert call(command, "--help").exit_code == 0
         assert f"  {command} " in call("--help").stdout
 

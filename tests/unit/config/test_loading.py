@@ -18,7 +18,10 @@ model: {name_or_path: bert}
 data: {load_dataset: {path: imdb}}
 training: {output_dir: runs/x}
 """
-TOP = "activation_cache, adapters, allow_changed_plan, data, freeze, lr_multipliers, metrics, model, schedule, training"
+TOP = (
+    "activation_cache, adapters, allow_changed_plan, data, freeze, lr_multipliers, metrics, model, save, schedule, "
+    "training"
+)
 NUM_ARGUMENTS = len(TrainingArguments.__dataclass_fields__.keys() - REFUSED_FOR_TRAINING.keys())
 SECTIONS = f"Sections: {TOP}. Write model, data and training."
 

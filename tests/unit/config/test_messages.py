@@ -23,7 +23,10 @@ from hf_freeze.config.options import REFUSED_FOR_ADAPTERS
 from hf_freeze.errors import ConfigError
 from tests.unit.config.smallest import changed
 
-TOP = "activation_cache, adapters, allow_changed_plan, data, freeze, lr_multipliers, metrics, model, schedule, training"
+TOP = (
+    "activation_cache, adapters, allow_changed_plan, data, freeze, lr_multipliers, metrics, model, save, schedule, "
+    "training"
+)
 PART = "It takes 'auto', 'frozen' or 'full'."
 METRIC = "A metric is bundled, such as accuracy, or the name of one on the Hub, such as organisation/metric."
 NUM_LORA = len(LoraConfig.__dataclass_fields__.keys() - REFUSED_FOR_ADAPTERS.keys() - {"peft_type"})

@@ -98,6 +98,14 @@ configs = st.fixed_dictionaries(
         ),
         "metrics": st.none() | st.lists(st.sampled_from(["accuracy", "f1", "owner/name"]), max_size=2),
         "allow_changed_plan": st.booleans(),
+        "save": st.fixed_dictionaries(
+            {},
+            optional={
+                "checkpoints": st.sampled_from(["small", "full"]),
+                "format": st.sampled_from(["auto", "delta"]),
+                "overwrite": st.booleans(),
+            },
+        ),
     },
 )
 

@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 import transformers
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, BertConfig, BertModel, PreTrainedModel
+from transformers import AutoModelForCausalLM, BertModel
 
 from hf_freeze import load_model
 from hf_freeze.errors import ConfigError, PlanError
@@ -174,9 +174,9 @@ class TestDeltas:
         described["model_config"]["label2id"] = {"a": 0, "b": 1, "c": 2}
         (folder / "hf_freeze_delta.json").write_text(json.dumps(described))
         assert re.fullmatch(
-            rf"{re.escape(str(folder))}: this delta does not fit its model; got 'classifier.(weight|bias)' in the shape "
-            rf"\[2(, 32)?\]\. A BertForSequenceClassification with this config has it in the shape \[3(, 32)?\]\. "
-            rf"{re.escape(WRITE_AGAIN)}",
+            rf"{re.escape(str(folder))}: this delta does not fit its model; got 'classifier.(weight|bias)' in the "
+            r"shape \[2(, 32)?\]\. A BertForSequenceClassification with this config has it in the shape "
+            rf"\[3(, 32)?\]\. {re.escape(WRITE_AGAIN)}",
             message_of(folder, PlanError),
         )
 
@@ -185,8 +185,9 @@ class TestDeltas:
         file = copy_of("delta") / "hf_freeze_delta.json"
         file.write_text(content)
         assert re.fullmatch(
-            rf"{re.escape(str(file))}: this file does not say how the model was trained; got (JSONDecode|Key|Type)Error "
-            r"reading it\. hf_freeze writes it when it saves a model\. Save or download the folder again\.",
+            rf"{re.escape(str(file))}: this file does not say how the model was trained; got "
+            r"(JSONDecode|Key|Type)Error reading it\. hf_freeze writes it when it saves a model\. "
+            r"Save or download the folder again\.",
             message_of(file.parent, PlanError),
         )
 
@@ -196,4 +197,176 @@ class TestDeltas:
         assert message_of(file.parent, PlanError) == (
             f"{file}: this file has another format; got version 2. This hf_freeze reads version 1. Load it with the "
             "release that wrote it."
+        )
+
+
+class TestBadFolders:
+    @pytest.mark.parametrize(
+        ("kind", "weights", "names"),
+        [
+            ("plain", "model.safetensors", "model.safetensors or model.safetensors.index.json"),
+            ("mixed", "adapter_model.safetensors", "adapter_model.safetensors"),
+            ("delta", "hf_freeze_delta.safetensors", "hf_freeze_delta.safetensors"),
+        ],
+    )
+    @pytest.mark.parametrize("what", ["missing", "renamed"])
+    def test_missing_and_renamed_weights_are_refused(
+        self, copy_of: Callable[[str], Path], kind: str, weights: str, names: str, what: str
+    ) -> None:
+        folder = copy_of(kind)
+        if what == "missing":
+            (folder / weights).unlink()
+        else:
+            (folder / weights).rename(folder / "a_renamed_file.safetensors")
+        config = {
+            "plain": "config.json",
+            "mixed": "adapter_config.json",
+            "delta": "hf_freeze_delta.json",
+        }[kind]
+        files = ", ".join(sorted(path.name for path in folder.iterdir())[:10])
+        assert message_of(folder) == (
+            f"{folder}: the weights are missing; got a folder with {files}. Beside {config} it has to hold {names}. "
+            "Save or download it again."
+        )
+
+    @pytest.mark.parametrize("kind", ["plain", "mixed", "delta"])
+    def test_pickles_in_place_of_weights_are_refused(self, copy_of: Callable[[str], Path], kind: str) -> None:
+        folder = copy_of(kind)
+        for file in folder.glob("*.safetensors"):
+            file.unlink()
+        pickle = "adapter_model.bin" if kind == "mixed" else "pytorch_model.bin"
+        torch.save({}, folder / pickle)
+        assert message_of(folder) == (
+            f"{folder}: the weights are pickled, and loading a pickle runs code from the file; got {pickle!r}. "
+            "hf_freeze reads safetensors only. Load the weights in a place that you trust and save them with "
+            "save_pretrained."
+        )
+
+    def test_a_pickle_with_the_name_of_safetensors_is_refused(self, copy_of: Callable[[str], Path]) -> None:
+        for kind, name in (("plain", "model"), ("mixed", "adapter_model"), ("delta", "hf_freeze_delta")):
+            folder = copy_of(kind)
+            torch.save({"weight": torch.zeros(2)}, folder / f"{name}.safetensors")
+            error = PlanError if kind == "plain" else ConfigError
+            assert "header" in message_of(folder, error).lower()
+
+    @pytest.mark.parametrize("kept", [0, 5, 200, -100])
+    def test_truncated_weights_are_refused(self, copy_of: Callable[[str], Path], kept: int) -> None:
+        for kind in ("mixed", "delta"):
+            (file,) = copy_of(kind).glob("*.safetensors")
+            file.write_bytes(file.read_bytes()[:kept])
+            assert re.fullmatch(
+                rf"{re.escape(str(file))}: this file is no sound safetensors file; got the error '.*'\. "
+                r"Save or download it again\.",
+                message_of(file.parent),
+            )
+        folder = copy_of("plain")
+        (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:kept])
+        assert re.fullmatch(
+            rf"{re.escape(str(folder))}: no BertForSequenceClassification can be loaded from it; got the error "
+            rf"['\"].*['\"]\. "
+            r"hf_freeze reads safetensors only\. Name a folder, or a model on the Hub, that has a model\.safetensors\.",
+            message_of(folder, PlanError),
+        )
+
+    @pytest.mark.parametrize("change", ["missing", "shape"])
+    def test_a_plain_folder_with_other_tensors_is_refused(self, copy_of: Callable[[str], Path], change: str) -> None:
+        folder = copy_of("plain")
+        tensors = safetensors.torch.load_file(folder / "model.safetensors")
+        name = "bert.encoder.layer.1.output.dense.bias"
+        taken = tensors.pop(name)
+        if change == "shape":
+            tensors[name] = torch.zeros(len(taken) + 1)
+        safetensors.torch.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        assert message_of(folder, PlanError) == (
+            f"{folder}: the weights are not those of this BertForSequenceClassification; {name!r} and 0 more are "
+            f"missing "
+            f"or have another shape. {WRITE_AGAIN}"
+        )
+
+    def test_adapters_without_some_of_their_tensors_are_refused(self, copy_of: Callable[[str], Path]) -> None:
+        folder = copy_of("mixed")
+        tensors = safetensors.torch.load_file(folder / "adapter_model.safetensors")
+        name = min(name for name in tensors if "lora_A" in name)
+        del tensors[name]
+        safetensors.torch.save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        assert message_of(folder, PlanError) == (
+            f"{folder}: these adapters are not whole; got no {name!r} and 0 more. adapter_config.json says that they "
+            f"are "
+            f"there. {WRITE_AGAIN}"
+        )
+
+    def test_adapters_on_a_base_of_another_size_are_refused(self, made: dict[str, Trained], tmp_path: Path) -> None:
+        """The weights of the recorded config start anew where the base has other shapes, so PEFT sees no difference."""
+        tiny_bert(hidden_size=64).save_pretrained(tmp_path / "other")
+        folder = made["mixed"].folder
+        assert message_of(folder, PlanError, base=tmp_path / "other").startswith(f"{folder}: these adapters")
+
+    def test_a_checkpoint_is_no_model(self, copy_of: Callable[[str], Path], tmp_path: Path) -> None:
+        folder = tmp_path / "checkpoint-1"
+        folder.mkdir()
+        (folder / "freeze_state.json").write_text("{}")
+        assert message_of(folder) == (
+            f"{folder}: this is a checkpoint, which holds only what can change; got a folder with freeze_state.json. "
+            "To make a model of it, resume the run from it; the final model is in the output folder of the run."
+        )
+
+    def test_an_empty_folder_is_no_model(self, tmp_path: Path) -> None:
+        assert message_of(tmp_path) == (
+            f"{tmp_path}: there is no model here; got a folder with no files. A model has one of hf_freeze_delta.json, "
+            "adapter_config.json, config.json. Name the folder that a run has written."
+        )
+
+    def test_a_repository_that_cannot_be_read_is_refused(self) -> None:
+        assert re.fullmatch(
+            r"nobody/nothing: there is no folder of this name, and no such model on the Hub can be read; got the error "
+            r"['\"].*['\"]\. Name the folder that a run has written, or a repository that you may read\.",
+            message_of(Path("nobody/nothing")),
+        )
+
+    def test_a_plain_model_has_no_base(self, made: dict[str, Trained]) -> None:
+        folder = made["plain"].folder
+        assert message_of(folder, base="other") == (
+            f"base: {str(folder)!r} holds all of its weights and has no base model; got 'other'. Leave base out."
+        )
+
+    def test_a_class_that_transformers_lacks_is_refused(self, copy_of: Callable[[str], Path]) -> None:
+        folder = copy_of("plain")
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, "architectures": ["BertForNothing"]}))
+        assert message_of(folder) == (
+            f"{folder}: transformers {transformers.__version__} has no model of this class; got 'BertForNothing'. "
+            f"Load it "
+            "with the release that wrote it, or set trust_remote_code where the model comes with its code."
+        )
+
+    def test_a_damaged_config_is_refused(self, copy_of: Callable[[str], Path]) -> None:
+        folder = copy_of("plain")
+        (folder / "config.json").write_text("{")
+        assert re.fullmatch(
+            rf"{re.escape(str(folder))}: the config of the model cannot be read; got the error ['\"].*['\"]\. "
+            r"Save or download it again\.",
+            message_of(folder),
+        )
+
+
+class TestAdaptersOfPeftAlone:
+    """Folders that PEFT wrote say less: neither labels nor dtype."""
+
+    def test_they_load_by_their_task_type(self, made: dict[str, Trained], copy_of: Callable[[str], Path]) -> None:
+        folder = copy_of("mixed")
+        (folder / "hf_freeze_plan.json").unlink()
+        assert torch.equal(logits(load_model(folder)), logits(made["mixed"].model))
+
+    def test_without_a_task_type_they_are_refused(self, copy_of: Callable[[str], Path]) -> None:
+        folder = copy_of("mixed")
+        (folder / "hf_freeze_plan.json").unlink()
+        config = json.loads((folder / "adapter_config.json").read_text())
+        (folder / "adapter_config.json").write_text(json.dumps({**config, "task_type": None}))
+        assert message_of(folder) == (
+            f"{folder}: adapter_config.json does not say what kind of model it is for; got the task_type None. "
+            "Load the base model yourself, and the adapters with peft.PeftModel."
+        )
+        (folder / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": None}))
+        assert message_of(folder) == (
+            f"{folder}: adapter_config.json does not name the base model; got None. Pass the model as base."
         )

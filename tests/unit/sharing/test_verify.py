@@ -1,0 +1,141 @@
+"""Frozen tensors are compared with the base to the bit; what moved is measured."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from transformers import AutoModelForCausalLM, BertForSequenceClassification
+
+from hf_freeze.errors import ConfigError, PlanError
+from hf_freeze.sharing.verify import Verification, verify_model
+from hf_freeze.training import FreezeTrainer
+from tests.tiny import tiny_bert
+from tests.unit.sharing.trained import KINDS, Trained, tiny_mixtral, train, train_gpt2
+from tests.unit.training.runs import arguments
+
+FROZEN_NAME = "bert.encoder.layer.1.output.dense.weight"
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    return train(tmp_path_factory.mktemp(request.param), request.param)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    return train(tmp_path_factory.mktemp("plain"), "plain")
+
+
+@pytest.fixture
+def copy_of_plain(plain: Trained, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(plain.folder, tmp_path / "copy"))
+
+
+def by_role(found: Verification) -> dict[str, int]:
+    return {change.role: change.num_moved for change in found.roles}
+
+
+def change_tensor(folder: Path, name: str, change: Callable[[torch.Tensor], None]) -> None:
+    """Changes one tensor in the saved weights."""
+    file = folder / "model.safetensors"
+    tensors = safetensors.torch.load_file(file)
+    change(tensors[name])
+    safetensors.torch.save_file(tensors, file, metadata={"format": "pt"})
+
+
+def flip_a_bit(tensor: torch.Tensor) -> None:
+    tensor.view(torch.int32)[3, 5] ^= 1
+
+
+def test_what_was_frozen_holds_in_every_kind(trained: Trained) -> None:
+    found = verify_model(trained.folder)
+    assert found.holds
+    assert found.base == str(trained.base)
+    assert found.num_frozen > 30
+
+
+def test_what_trained_has_moved(plain: Trained) -> None:
+    roles = by_role(verify_model(plain.folder))
+    assert [roles[role] for role in ("embeddings", "blocks[0]", "blocks[1]")] == [0, 0, 0]
+    assert (roles["blocks[2]"], roles["blocks[3]"], roles["head"]) == (16, 16, 2)  # the pooler; the classifier is fresh
+
+
+def test_norms_are_those_of_the_difference(plain: Trained) -> None:
+    change = next(change for change in verify_model(plain.folder).roles if change.role == "blocks[2]")
+    before = BertForSequenceClassification.from_pretrained(plain.base).bert.encoder.layer[2].parameters()
+    after = plain.model.get_submodule("bert.encoder.layer.2").parameters()
+    pairs = list(zip(before, after, strict=True))
+    difference = torch.cat([(b - a).flatten() for a, b in pairs]).norm().item()
+    size = torch.cat([a.flatten() for a, _ in pairs]).norm().item()
+    assert change.norm == pytest.approx(difference, rel=1e-5)
+    assert change.base_norm == pytest.approx(size, rel=1e-5)
+    assert change.relative_norm == pytest.approx(difference / size, rel=1e-5)
+
+
+def test_one_bit_of_a_frozen_tensor_is_found(copy_of_plain: Path) -> None:
+    change_tensor(copy_of_plain, FROZEN_NAME, flip_a_bit)
+    found = verify_model(copy_of_plain)
+    assert not found.holds
+    assert found.moved == (FROZEN_NAME,)
+    assert by_role(found)["blocks[1]"] == 1
+
+
+def test_the_sign_of_a_zero_is_found(copy_of_plain: Path) -> None:
+    """Equality of numbers would not see it."""
+    name = "bert.encoder.layer.1.output.dense.bias"
+    change_tensor(copy_of_plain, name, lambda tensor: tensor[0].fill_(-0.0))
+    assert verify_model(copy_of_plain).moved == (name,)
+
+
+def test_another_base_is_found_in_every_frozen_role(plain: Trained, tmp_path: Path) -> None:
+    tiny_bert(seed=1).base_model.save_pretrained(tmp_path / "other")
+    found = verify_model(plain.folder, base=tmp_path / "other")
+    assert not found.holds
+    assert all(by_role(found)[role] > 0 for role in ("embeddings", "blocks[0]", "blocks[1]"))
+
+
+def test_a_frozen_tensor_that_a_delta_holds_is_compared(tmp_path: Path) -> None:
+    """A frozen weight was moved behind the trainer's back: the delta holds it, and it is found."""
+    tiny_bert().save_pretrained(tmp_path / "base")
+    model = BertForSequenceClassification.from_pretrained(tmp_path / "base")
+    args = arguments(tmp_path / "out")
+    trainer = FreezeTrainer(model, args, freeze={"blocks": {"first": 2}}, save={"format": "delta"})
+    with torch.no_grad():
+        model.get_parameter(FROZEN_NAME).add_(1)
+    trainer.save_model()
+    assert verify_model(tmp_path / "out").moved == (FROZEN_NAME,)
+
+
+def test_models_that_are_converted_on_load_are_compared_in_memory(tmp_path: Path) -> None:
+    trained = train(tmp_path, "plain", make=tiny_mixtral, auto_class=AutoModelForCausalLM, labels="words")
+    assert verify_model(trained.folder).holds
+
+
+def test_tied_weights_are_compared_once(tmp_path: Path) -> None:
+    found = verify_model(train_gpt2(tmp_path, "plain", freeze={"blocks": "all"}).folder)
+    assert found.holds
+    assert by_role(found)["embeddings"] == 0
+
+
+def test_a_folder_that_says_nothing_of_its_training_is_refused(copy_of_plain: Path) -> None:
+    (copy_of_plain / "hf_freeze_plan.json").unlink()
+    with pytest.raises(ConfigError) as caught:
+        verify_model(copy_of_plain)
+    assert str(caught.value) == (
+        f"{copy_of_plain}: this folder does not say what was frozen; it has neither hf_freeze_plan.json nor "
+        "hf_freeze_delta.json. hf_freeze writes them when it saves a model. Name the folder that a run has written."
+    )
+
+
+def test_a_base_that_is_gone_is_said(copy_of_plain: Path, plain: Trained) -> None:
+    record = json.loads((copy_of_plain / "hf_freeze_plan.json").read_text())
+    (copy_of_plain / "hf_freeze_plan.json").write_text(json.dumps({**record, "base": "/nowhere"}))
+    with pytest.raises(PlanError, match=r"^/nowhere: no BertForSequenceClassification can be loaded from it; got the"):
+        verify_model(copy_of_plain)
+    assert verify_model(copy_of_plain, base=plain.base).holds
