@@ -2,8 +2,8 @@
 
     python benchmarks/checkpoints.py --rounds 30
 
-MiniLM, embeddings and four of six blocks frozen. Three trainers have made one step, and then write checkpoints in turns,
-in an order drawn anew for every round; each ends with a sync, so that the time is that of having it on the disk.
+MiniLM, embeddings and four of six blocks frozen. Each trainer has made one step, and then they write checkpoints in
+turns, in an order drawn anew for every round. Each ends with a sync: the time is that of having it on the disk.
 """
 
 from __future__ import annotations
