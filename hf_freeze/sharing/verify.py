@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -146,15 +147,18 @@ def _pairs(
 ) -> list[_Pair]:
     after = _tensors(trained)
     roles = {parameter.name: parameter.role for parameter in layout.parameters}
-    trains = {role for role, entry in record.plan["roles"].items() if entry["trains"]}
+    planned = record.plan["roles"]
     pairs = []
     for name, before in {**dict(named_parameters(original)), **_buffers(original)}.items():
         role = roles.get(name) or _role_of_buffer(name, layout)
-        is_buffer = name not in roles
-        # Buffers, such as the averages of BatchNorm, stay as they are where a module is in eval mode throughout.
-        is_frozen = (
-            role not in trains and not record.plan["keep_dropout"] if is_buffer else name not in record.trained_names
-        )
+        if name not in roles:
+            # Buffers, such as the averages of BatchNorm, stay as they are where a module is in eval mode throughout.
+            is_frozen = not planned[role]["trains"] and not record.plan["keep_dropout"]
+        elif planned[role]["treatment"] == "adapter" and not isinstance(trained, PeftModel):
+            # Where PEFT has no place for what trained, the merged model is saved: adapters have gone into the weights.
+            is_frozen = False
+        else:
+            is_frozen = name not in record.trained_names
         pairs.append(_Pair(name, role, is_frozen, name in fresh, before.detach(), after[name].detach()))
     return pairs
 

@@ -13,7 +13,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
-from peft import PeftModel
 from transformers import PreTrainedModel
 
 from hf_freeze.errors import PlanError
@@ -65,23 +64,22 @@ class TrainingRecord:
 
 
 def training_record(
-    model: PreTrainedModel | PeftModel, plan: FreezePlan, *, revision: str | None, blocks_path: str | None
+    model: PreTrainedModel, plan: FreezePlan, *, revision: str | None, blocks_path: str | None
 ) -> TrainingRecord:
     """Describes a model that was trained.
 
     Args:
-        model: The model, unwrapped; adapters may be around it.
+        model: The model, unwrapped, without the adapters around it.
         plan: What trained.
         revision: The revision of the base model that was asked for, where one was.
         blocks_path: Where its blocks are, where that was given.
     """
-    inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     return TrainingRecord(
-        model_class=type(inner).__name__,
-        dtype=str(inner.dtype).removeprefix("torch."),
-        base=inner.name_or_path,
-        revision=commit_of(inner.name_or_path, revision),
-        model_config=json.loads(inner.config.to_json_string(use_diff=False)),
+        model_class=type(model).__name__,
+        dtype=str(model.dtype).removeprefix("torch."),
+        base=model.name_or_path,
+        revision=commit_of(model.name_or_path, revision),
+        model_config=json.loads(model.config.to_json_string(use_diff=False)),
         blocks_path=blocks_path,
         plan=plan_record(plan),
         versions={package: version(package) for package in _RECORDED},

@@ -146,10 +146,11 @@ class CheckpointMixin(_Base):
             return
         inner = unwrap_model(self.model)
         forget_description(folder)  # What an earlier run said would be read as what this one says.
-        if not isinstance(inner, PreTrainedModel | PeftModel):
+        base = inner.get_base_model() if isinstance(inner, PeftModel) else inner
+        if not isinstance(base, PreTrainedModel):
             self._save_whole(folder, state_dict)
             return
-        record = training_record(inner, self.plan, revision=self._base_revision, blocks_path=self._blocks_path)
+        record = training_record(base, self.plan, revision=self._base_revision, blocks_path=self._blocks_path)
         plain = inner if isinstance(inner, PreTrainedModel) and self._save_section.format == "delta" else None
         if plain is not None and save_delta(plain, self.plan, folder, record=record, state_dict=state_dict):
             self._save_processor(folder)

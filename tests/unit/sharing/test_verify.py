@@ -139,3 +139,13 @@ def test_a_base_that_is_gone_is_said(copy_of_plain: Path, plain: Trained) -> Non
     with pytest.raises(PlanError, match=r"^/nowhere: no BertForSequenceClassification can be loaded from it; got the"):
         verify_model(copy_of_plain)
     assert verify_model(copy_of_plain, base=plain.base).holds
+
+
+def test_weights_that_adapters_were_merged_into_count_as_trained(tmp_path: Path) -> None:
+    """PEFT has no place for the tied embeddings that trained: the merged model is saved."""
+    lora = {"peft_type": "LORA", "target_modules": ["c_attn"], "blocks": {"last": 1}}
+    freeze = {"embeddings": "full", "blocks": {"first": 2}}
+    found = verify_model(train_gpt2(tmp_path, "plain", freeze=freeze, adapters=(lora,)).folder)
+    assert found.holds
+    moved = by_role(found)
+    assert (moved["blocks[0]"], moved["blocks[1]"], moved["blocks[3]"]) == (0, 0, 1)
