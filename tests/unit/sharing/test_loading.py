@@ -9,18 +9,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import safetensors.torch
 import torch
 import transformers
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, BertModel
+from transformers import AutoModelForCausalLM, BertForSequenceClassification, BertModel
 
 from hf_freeze import load_model
 from hf_freeze.errors import ConfigError, PlanError
 from hf_freeze.plan.wrappers import named_parameters
+from hf_freeze.training import FreezeTrainer
 from tests.tiny import tiny_bert, tiny_gpt2
 from tests.unit.sharing.trained import KINDS, Trained, logits, tiny_mixtral, train, train_gpt2
+from tests.unit.training.runs import arguments
 
 WRITE_AGAIN = "Save or download the folder again."
 
@@ -370,3 +373,46 @@ class TestAdaptersOfPeftAlone:
         assert message_of(folder) == (
             f"{folder}: adapter_config.json does not name the base model; got None. Pass the model as base."
         )
+
+
+class TestRepositories:
+    """The Hub's cache on the disk stands in for the Hub: nothing is downloaded."""
+
+    @staticmethod
+    def publish(folder: Path, repo: str, cache: Path, commit: str) -> None:
+        """Puts a folder into the cache as if it had been downloaded from a repository."""
+        root = cache / f"models--{repo.replace('/', '--')}"
+        shutil.copytree(folder, root / "snapshots" / commit)
+        (root / "refs").mkdir(exist_ok=True)
+        (root / "refs" / "main").write_text(commit)
+
+    @pytest.fixture
+    def cache(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+        return tmp_path / "hub"
+
+    def test_a_delta_names_the_commit_of_its_base(self, cache: Path, tmp_path: Path) -> None:
+        first, second = "1" * 40, "2" * 40
+        for seed, commit in ((0, first), (1, second)):
+            tiny_bert(seed=seed).save_pretrained(tmp_path / commit)
+            self.publish(tmp_path / commit, "us/base", cache, commit)
+        model = BertForSequenceClassification.from_pretrained("us/base", revision=first)
+        trainer = FreezeTrainer(
+            model,
+            arguments(tmp_path / "out"),
+            freeze={"blocks": {"first": 2}},
+            save={"format": "delta"},
+            base_revision=first,
+        )
+        trainer.save_model()
+        described = json.loads((tmp_path / "out" / "hf_freeze_delta.json").read_text())
+        assert (described["base"], described["revision"]) == ("us/base", first)
+        self.publish(tmp_path / "out", "us/delta", cache, "3" * 40)
+        assert torch.equal(logits(load_model("us/delta")), logits(model.eval()))
+        with pytest.raises(PlanError, match=f"It was made from 'us/base' at revision {first} with the digest"):
+            load_model("us/delta", base="us/base")
+
+    def test_every_kind_loads_from_a_repository(self, cache: Path, made: dict[str, Trained]) -> None:
+        for kind, trained in made.items():
+            self.publish(trained.folder, f"us/{kind}", cache, "4" * 40)
+            assert torch.equal(logits(load_model(f"us/{kind}")), logits(trained.model))
