@@ -59,11 +59,12 @@ def apply_plan(model: nn.Module, plan: FreezePlan) -> None:
 
 
 def freeze_all(model: nn.Module) -> None:
-    """Freezes every parameter, for a model that will not train any more.
+    """Freezes every parameter and switches to eval mode, for a model that will not train any more.
 
     Args:
         model: A model without a plan.
     """
+    model.eval()
     for parameter in model.parameters():
         parameter.requires_grad_(False)
         parameter.grad = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -46,9 +46,10 @@ def load_adapters(
     """
     tensors = read_tensors(source)
     if source.record is not None:
-        model, _ = load_recorded_base(
+        model, fresh = load_recorded_base(
             source, source.record, base=base, trust_remote_code=trust_remote_code, options=options
         )
+        _check_whole(source, model, fresh, tensors)
         model = convert(model, options.get("dtype"))
     else:
         model = _load_named_base(source, base=base, trust_remote_code=trust_remote_code, options=options)
@@ -72,6 +73,18 @@ def load_adapters(
             f"{CONFIG_NAME} says that they are there. Save or download the folder again."
         )
     return adapted.eval()
+
+
+def _check_whole(source: Source, model: PreTrainedModel, fresh: Collection[str], held: Collection[str]) -> None:
+    """Refuses a base that lacks weights which the adapter folder does not hold either: they would be random."""
+    given = {name.removeprefix("base_model.").removeprefix("model.") for name in held}
+    lacking = sorted(name for name in fresh if name not in given)
+    if lacking:
+        raise PlanError(
+            f"{source.name}: these adapters were trained on another base model; got {model.name_or_path!r}, in which "
+            f"{lacking[0]!r} and {len(lacking) - 1} more are missing or have another shape. Pass the right model as "
+            f"base."
+        )
 
 
 def _load_named_base(

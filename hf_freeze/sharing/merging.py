@@ -80,9 +80,7 @@ def _merge_source(
             f"{source.name}: what is left after merging is no model of Transformers; got a {type(model).__name__}. "
             "Load it with peft."
         )
-    model = convert(model, dtype)
-    model.eval()
-    freeze_all(model)
+    freeze_all(convert(model, dtype))
     return model
 
 

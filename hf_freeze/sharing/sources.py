@@ -115,15 +115,20 @@ def _file(name: str, file: str, where: Mapping[str, Any]) -> Path | None:
     try:
         found = cached_file(name, file, _raise_exceptions_for_missing_entries=False, **where)
     except OSError as error:
-        first = str(error).strip().splitlines()[0].rstrip(".")
-        raise ConfigError(
-            f"{name}: there is no folder of this name, and no such model on the Hub can be read; got the error "
-            f"{first!r}. Name the folder that a run has written, or a repository that you may read."
-        ) from error
+        raise _no_repository(name, str(error).strip().splitlines()[0].rstrip(".")) from error
     return None if found is None else Path(found)
 
 
+def _no_repository(name: str, why: str) -> ConfigError:
+    return ConfigError(
+        f"{name}: there is no folder of this name, and no such model can be read from the Hub; got the answer {why!r}. "
+        "Name the folder that a run has written, or a repository that you may read."
+    )
+
+
 def _no_model(name: str, where: Mapping[str, Any]) -> ConfigError:
+    if not Path(name).is_dir():
+        return _no_repository(name, f"none of {', '.join(_CONFIGS.values())}")
     holds = ", ".join(_listed(name)) or "no files"
     if _file(name, STATE_FILE, where) is not None:
         return ConfigError(

@@ -34,7 +34,7 @@ class TrainingRecord:
     Attributes:
         model_class: The Transformers class of the model, without adapters.
         dtype: What its weights were trained in, such as `float32`.
-        base: The base model: a folder or its name on the Hub.
+        base: The base model: a folder or its name on the Hub; empty where the model was made from a config.
         revision: The commit of the base model, where it came from the Hub.
         model_config: The config of the model, labels included: an adapter folder has no other place for it.
         blocks_path: Where its blocks are, where that was given.
@@ -74,11 +74,12 @@ def training_record(
         revision: The revision of the base model that was asked for, where one was.
         blocks_path: Where its blocks are, where that was given.
     """
+    base = model.name_or_path or ""
     return TrainingRecord(
         model_class=type(model).__name__,
         dtype=str(model.dtype).removeprefix("torch."),
-        base=model.name_or_path,
-        revision=commit_of(model.name_or_path, revision),
+        base=base,
+        revision=commit_of(base, revision),
         model_config=json.loads(model.config.to_json_string(use_diff=False)),
         blocks_path=blocks_path,
         plan=plan_record(plan),

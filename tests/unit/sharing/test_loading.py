@@ -299,10 +299,27 @@ class TestBadFolders:
         )
 
     def test_adapters_on_a_base_of_another_size_are_refused(self, made: dict[str, Trained], tmp_path: Path) -> None:
-        """The weights of the recorded config start anew where the base has other shapes, so PEFT sees no difference."""
+        """Weights of other shapes start anew, so PEFT sees no difference."""
         tiny_bert(hidden_size=64).save_pretrained(tmp_path / "other")
         folder = made["mixed"].folder
-        assert message_of(folder, PlanError, base=tmp_path / "other").startswith(f"{folder}: these adapters")
+        assert re.fullmatch(
+            rf"{re.escape(str(folder))}: these adapters were trained on another base model; got "
+            rf"'{re.escape(str(tmp_path / 'other'))}', in which 'bert\.[a-z0-9_.A-Z]+' and \d+ more are missing or "
+            rf"have "
+            r"another shape\. Pass the right model as base\.",
+            message_of(folder, PlanError, base=tmp_path / "other"),
+        )
+
+    def test_adapters_that_peft_refuses_are_refused(self, copy_of: Callable[[str], Path]) -> None:
+        folder = copy_of("mixed")
+        config = json.loads((folder / "adapter_config.json").read_text())
+        (folder / "adapter_config.json").write_text(json.dumps({**config, "r": 8}))
+        assert re.fullmatch(
+            rf"{re.escape(str(folder))}: these adapters do not fit the base model '.*'; got the error ['\"].*['\"] "
+            rf"from "
+            r"PEFT\. Pass the model that they were trained on as base\.",
+            message_of(folder, PlanError),
+        )
 
     def test_a_checkpoint_is_no_model(self, copy_of: Callable[[str], Path], tmp_path: Path) -> None:
         folder = tmp_path / "checkpoint-1"
@@ -321,7 +338,8 @@ class TestBadFolders:
 
     def test_a_repository_that_cannot_be_read_is_refused(self) -> None:
         assert re.fullmatch(
-            r"nobody/nothing: there is no folder of this name, and no such model on the Hub can be read; got the error "
+            r"nobody/nothing: there is no folder of this name, and no such model can be read from the Hub; got the "
+            r"answer "
             r"['\"].*['\"]\. Name the folder that a run has written, or a repository that you may read\.",
             message_of(Path("nobody/nothing")),
         )

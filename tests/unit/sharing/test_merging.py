@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import AdaptionPromptConfig, get_peft_model
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from hf_freeze.errors import ConfigError, PlanError
@@ -115,8 +116,8 @@ class TestAdaptersThatCannotMerge:
         )
 
     def test_methods_that_add_modules_are_refused(self) -> None:
-        adapters = ({"peft_type": "ADAPTION_PROMPT", "adapter_len": 4, "adapter_layers": 2},)
-        model = freeze_model(tiny_llama(), None, adapters)
+        config = AdaptionPromptConfig(adapter_len=4, adapter_layers=2, task_type="CAUSAL_LM")
+        model = get_peft_model(tiny_llama(), config)
         with pytest.raises(PlanError) as caught:
             merge_adapters(model)
         assert re.fullmatch(
