@@ -94,7 +94,7 @@ class TestFullCheckpoints:
             run_full(tmp_path, tiny_bert(), resume=str(tmp_path / "checkpoint-6"), **FROZEN)
         assert str(caught.value) == (
             f"resume_from_checkpoint: this checkpoint is not complete; got {str(tmp_path / 'checkpoint-6')!r}. "
-            f"The newest complete one is {str(tmp_path / 'checkpoint-5')!r}. Resume from that one."
+            f"The newest complete one is {tmp_path / 'checkpoint-5'}. Resume from that one."
         )
 
     def test_one_that_lacks_weights_is_refused(self, tmp_path: Path) -> None:
