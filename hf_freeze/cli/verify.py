@@ -36,8 +36,8 @@ def verify(
 def _print_verification(run: str, found: Verification) -> None:
     console = new_console()
     at = "" if found.revision is None else f" at {found.revision}"
-    title = f"{run} against {found.base}{at}"
-    grid = new_grid(title, "role", "frozen", "trained", "fresh", "moved", "change", "relative", numbers=6)
+    print_lines(console, f"{run} against {found.base}{at}", "")
+    grid = new_grid(None, "role", "frozen", "trained", "fresh", "moved", "change", "relative", numbers=6)
     for role in found.roles:
         counts = (role.num_frozen, role.num_trained, role.num_fresh, role.num_moved)
         grid.add_row(role.role, *map(str, counts), f"{role.norm:.4g}", f"{role.relative_norm:.3g}")
