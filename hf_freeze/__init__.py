@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from hf_freeze.errors import PlanError as PlanError
     from hf_freeze.errors import PlanViolation as PlanViolation
     from hf_freeze.errors import ShareError as ShareError
+    from hf_freeze.insight.monitor import MonitorCallback as MonitorCallback
     from hf_freeze.plan import FreezePlan as FreezePlan
     from hf_freeze.plan import apply_plan as apply_plan
     from hf_freeze.plan import find_layout as find_layout
@@ -42,6 +43,7 @@ _HOMES = {
     "FreezeSeq2SeqTrainer": "hf_freeze.training",
     "FreezeTrainer": "hf_freeze.training",
     "LayoutError": "hf_freeze.errors",
+    "MonitorCallback": "hf_freeze.insight.monitor",
     "PlanError": "hf_freeze.errors",
     "PlanViolation": "hf_freeze.errors",
     "ShareError": "hf_freeze.errors",

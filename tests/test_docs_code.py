@@ -12,7 +12,7 @@ import typer.main
 from ruamel.yaml import YAML
 
 from hf_freeze.cli import app, main
-from hf_freeze.config import load_config, parse_config, parse_overrides, parse_section
+from hf_freeze.config import MonitorConfig, load_config, parse_config, parse_overrides, parse_section
 from hf_freeze.config.save import SaveConfig
 from hf_freeze.config.schema import ActivationCacheConfig, Adapters, FreezeConfig
 from hf_freeze.config.section import Section
@@ -30,6 +30,7 @@ class Fragment(Section):
     adapters: Adapters = ()
     activation_cache: ActivationCacheConfig = ActivationCacheConfig()
     save: SaveConfig = SaveConfig()
+    monitor: MonitorConfig = MonitorConfig()
 
 
 def blocks(document: str, *languages: str) -> list[tuple[int, str]]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from hf_freeze.cli import cache, export, merge, verify
+from hf_freeze.cli import cache, check, export, merge, verify
 from hf_freeze.cli.terminal import errors_on_stderr, new_console, new_grid, print_grid, print_lines, say
 from hf_freeze.config import RunConfig, json_schema, load_config
 
@@ -31,6 +31,7 @@ app.add_typer(cache.app, name="cache")
 app.command()(merge.merge)
 app.command()(verify.verify)
 app.command()(export.export)
+app.command()(check.check)
 
 ConfigArgument = Annotated[str, typer.Argument(metavar="CONFIG", help="Config file.")]
 TargetArgument = Annotated[
@@ -60,8 +61,10 @@ def train(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
             loaded = load_config(config, overrides or ())
             from hf_freeze import run  # takes seconds: not before the config is sound
 
-            prepared = run.Run(loaded)
+            with check.quiet_about_one_class():
+                prepared = run.Run(loaded)
             if prepared.is_main_process:
+                check.print_short_report(prepared.data_report)
                 _print_plan(prepared.table)
             result = prepared.train()
             if prepared.is_main_process:
@@ -158,6 +161,7 @@ def _print_result(result: RunResult) -> None:
         console,
         f"Training took {result.seconds:.1f} seconds. Peak {memory}: {result.peak_memory_bytes / _GIB:.2f} GiB.",
         *_cache_lines(result),
+        *(f"Advice: {advice}" for advice in result.advice),
         f"The model is saved in {result.output_dir}. To load it:",
         "",
         *(f"    {line}".rstrip() for line in result.loading_lines),

@@ -11,6 +11,7 @@ import typer
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from hf_freeze.errors import FreezeError
 
@@ -72,7 +73,7 @@ def print_grid(console: Console, grid: Table) -> None:
     sys.stdout.write("\n".join(lines).strip("\n") + "\n\n")
 
 
-def print_lines(console: Console, *lines: str) -> None:
+def print_lines(console: Console, *lines: str | Text) -> None:
     """Prints lines that only a terminal breaks.
 
     Args:

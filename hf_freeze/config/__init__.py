@@ -1,6 +1,7 @@
 """What the user writes: the sections of a config, and how they are read."""
 
 from hf_freeze.config.loading import load_config, parse_adapters, parse_config, parse_overrides, parse_section
+from hf_freeze.config.monitor import MonitorConfig
 from hf_freeze.config.schema import (
     ActivationCacheConfig,
     AdapterConfig,
@@ -23,6 +24,7 @@ __all__ = [
     "FreezeConfig",
     "LearningRateMultipliers",
     "ModelConfig",
+    "MonitorConfig",
     "RunConfig",
     "SaveConfig",
     "ScheduleConfig",

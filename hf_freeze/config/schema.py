@@ -18,6 +18,7 @@ from pydantic import (
 )
 
 from hf_freeze.config import options
+from hf_freeze.config.monitor import MonitorConfig
 from hf_freeze.config.problems import Problem, ProblemsFound, shown
 from hf_freeze.config.save import SaveConfig
 from hf_freeze.config.section import Section, Size, Switch, Text, Texts
@@ -254,6 +255,7 @@ class RunConfig(Section):
         ActivationCacheConfig(), description="What is kept of the frozen prefix."
     )
     save: SaveConfig = Field(SaveConfig(), description="Form of checkpoints and of the final model.")
+    monitor: MonitorConfig = Field(MonitorConfig(), description="What is measured while training.")
     training: Annotated[dict[str, Any], AfterValidator(lambda given: _checked(given, options.training_problems))] = (
         Field(description="Keyword arguments for transformers.TrainingArguments; output_dir is required.")
     )

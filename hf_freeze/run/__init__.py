@@ -1,6 +1,7 @@
 """Config in, result out: the only modules that know all the others."""
 
 from hf_freeze.plan.table import LayoutTable, PlanTable
+from hf_freeze.run.checking import check
 from hf_freeze.run.output_folder import CONFIG_FILE
 from hf_freeze.run.planning import layout, plan
 from hf_freeze.run.training import Run, RunResult, newest_checkpoint, train
@@ -11,6 +12,7 @@ __all__ = [
     "PlanTable",
     "Run",
     "RunResult",
+    "check",
     "layout",
     "newest_checkpoint",
     "plan",

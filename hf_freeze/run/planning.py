@@ -101,12 +101,13 @@ def layout(target: str, overrides: Iterable[str] = ()) -> LayoutTable:
     return table
 
 
-def prepared_data(task: Task, section: DataConfig) -> PreparedData:
+def prepared_data(task: Task, section: DataConfig, *, allow_blank: bool = False) -> PreparedData:
     """Reads the rows that a config names, with their columns and labels found.
 
     Args:
         task: The task of the config.
         section: The `data` section.
+        allow_blank: Whether texts may be missing or blank, which training refuses.
 
     Raises:
         ConfigError: The data has not what the section says.
@@ -119,6 +120,7 @@ def prepared_data(task: Task, section: DataConfig) -> PreparedData:
         labels=section.labels,
         problem_type=section.problem_type,
         splits={role: name for role, name in splits.model_dump().items() if name is not None},
+        allow_blank=allow_blank,
     )
 
 

@@ -9,18 +9,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
+import numpy as np
 import torch
 from transformers import set_seed
 
 from hf_freeze.activation_cache.outputs import CacheStats
+from hf_freeze.activation_cache.rows import token_lengths
 from hf_freeze.config import RunConfig
 from hf_freeze.config.writing import SECRETS
 from hf_freeze.errors import FreezeError
+from hf_freeze.insight.check import DataReport
+from hf_freeze.insight.monitor import MonitorCallback
 from hf_freeze.plan.resolve import FreezePlan
 from hf_freeze.plan.table import PlanTable
+from hf_freeze.run.checking import report_on, rows_by_role
 from hf_freeze.run.output_folder import begin_run, check_other_run
 from hf_freeze.run.planning import empty_plan, num_labels_of, prepared_data, request_of, table_of, with_size
 from hf_freeze.tasks import get_task
+from hf_freeze.tasks.tokenizers import resolve_max_length
 from hf_freeze.training import FreezeTrainer
 from hf_freeze.training.arguments import check_evaluation, check_output_folder, refusal, training_arguments
 from hf_freeze.training.checkpoint import newest_complete
@@ -40,6 +46,7 @@ class RunResult:
         on_gpu: Whether the peak is of GPU memory.
         cache: What the activation cache did, in this process; None where it was off.
         cache_reason: Why it was off; None where it was on, where it was not asked for, or where nothing is frozen.
+        advice: What the record of the run advises, in this process.
         loading_lines: Lines of Python that load the saved model and its tokenizer.
     """
 
@@ -51,6 +58,7 @@ class RunResult:
     on_gpu: bool
     cache: CacheStats | None
     cache_reason: str | None
+    advice: tuple[str, ...]
     loading_lines: tuple[str, ...]
 
 
@@ -76,7 +84,7 @@ class Run:
             datasets.disable_progress_bars()
         empty_plan(request_of(config), num_labels=num_labels_of(config.data) or 2)
         with self.args.main_process_first(desc="reading the data"):
-            data = prepared_data(task, config.data)
+            data = self._texts = prepared_data(task, config.data)
         check_evaluation(self.args, splits=data.splits.values(), has_rows=data.validation is not None)
         compute_metrics = task.compute_metrics(data, config.metrics, trust_remote_code=config.model.trust_remote_code)
         set_seed(self.args.seed)  # What the model starts with does not depend on what was drawn before.
@@ -88,6 +96,8 @@ class Run:
         )
         with self.args.main_process_first(desc="tokenising"):
             self.data = task.tokenize(data, loaded, max_length=config.data.max_length)
+        every = config.monitor.every
+        self._monitor = None if every is None else MonitorCallback(every)
         try:
             self.trainer = FreezeTrainer(
                 model=loaded.model,
@@ -97,6 +107,7 @@ class Run:
                 data_collator=task.data_collator(loaded),
                 processing_class=loaded.tokenizer,
                 compute_metrics=compute_metrics,
+                callbacks=None if self._monitor is None else [self._monitor],
                 freeze=config.freeze,
                 adapters=config.adapters,
                 schedule=config.schedule,
@@ -122,6 +133,18 @@ class Run:
         """The plan for a reader."""
         table = table_of(self.trainer.plan, request_of(self.config))
         return with_size(table, self.config.activation_cache, self.data, self._loaded.model)
+
+    @property
+    def data_report(self) -> DataReport:
+        """What the data holds; rows are cut already, so that one of exactly `max_length` tokens counts as cut."""
+        lengths = {role: np.asarray(token_lengths(rows)) for role, rows in rows_by_role(self.data).items()}
+        max_length = resolve_max_length(
+            self.config.data.max_length,
+            model=self._loaded.model,
+            tokenizer=self._loaded.tokenizer,
+            is_pair=len(self._texts.text_columns) == 2,
+        )
+        return report_on(self._texts, lengths, self.args, max_length=max_length, lengths_are_cut=True)
 
     def train(self) -> RunResult:
         """Trains, evaluates and saves.
@@ -160,6 +183,7 @@ class Run:
             on_gpu=on_gpu,
             cache=cache.stats if cache.is_on else None,
             cache_reason=cache.reason if self._has_something_to_cache else None,
+            advice=() if self._monitor is None else tuple(self._monitor.advice),
             loading_lines=self._loading_lines(folder),
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
@@ -77,3 +78,33 @@ def _tokenize_batch(
 ) -> Mapping[str, list[Any]]:
     texts = [batch[name] for name in text_columns]
     return dict(tokenizer(*texts, truncation=max_length is not None, max_length=max_length))
+
+
+def count_tokens(
+    dataset: Dataset, *, tokenizer: PreTrainedTokenizerBase, text_columns: Sequence[str], split: str
+) -> np.ndarray[Any, Any]:
+    """Returns how many tokens every row has before it is cut, of shape (rows,); a missing text counts as an empty one.
+
+    Args:
+        dataset: The rows of a split.
+        tokenizer: The model's tokenizer.
+        text_columns: One column of texts, or two for pairs.
+        split: The split's name in the dataset.
+    """
+    counted = dataset.map(
+        _count_batch,
+        batched=True,
+        fn_kwargs={"tokenizer": tokenizer, "text_columns": tuple(text_columns)},
+        remove_columns=dataset.column_names,
+        desc=f"Counting the tokens of {split}",
+    )
+    return np.asarray(counted["length"][:])
+
+
+def _count_batch(
+    batch: Mapping[str, list[str | None]], *, tokenizer: PreTrainedTokenizerBase, text_columns: Sequence[str]
+) -> dict[str, list[int]]:
+    texts = [[text or "" for text in batch[name]] for name in text_columns]
+    # Not verbose: that rows are longer than the model can read is what the caller wants to know.
+    ids = tokenizer(*texts, return_attention_mask=False, return_token_type_ids=False, verbose=False)["input_ids"]
+    return {"length": [len(row) for row in ids]}

@@ -86,6 +86,7 @@ class Task(Protocol):
         labels: Sequence[object] | None = None,
         problem_type: str | None = None,
         splits: Mapping[str, str | None] | None = None,
+        allow_blank: bool = False,
     ) -> PreparedData:
         """Loads a dataset and turns its labels into numbers."""
         ...

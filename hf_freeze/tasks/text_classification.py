@@ -39,6 +39,7 @@ class TextClassification:
         labels: Sequence[object] | None = None,
         problem_type: str | None = None,
         splits: Mapping[str, str | None] | None = None,
+        allow_blank: bool = False,
     ) -> PreparedData:
         """Loads a dataset, finds its texts and labels, checks them, and turns labels into numbers.
 
@@ -50,6 +51,7 @@ class TextClassification:
                 the order of numbers or letters.
             problem_type: What transformers calls the problem; None to infer it.
             splits: Split names or expressions by role (`train`, `validation`, `test`), where they differ.
+            allow_blank: Whether texts may be missing or blank, which training refuses.
 
         Raises:
             ConfigError: Something of this does not exist, is ambiguous, or does not fit the rest.
@@ -60,11 +62,9 @@ class TextClassification:
         texts = find_text_columns(columns, text_columns=text_columns, label_columns=label_columns)
         problem = decide_problem_type(columns, label_columns=label_columns, problem_type=problem_type)
         names = _label_names(rows["train"], label_columns=label_columns, problem_type=problem, labels=labels)
-        if "test" in rows and "test" not in (splits or {}) and not has_labels(rows["test"], label_columns):
-            _log.info("The split %r has no labels, so it is left out.", chosen["test"])
-            del rows["test"], chosen["test"]
+        _leave_out_unlabelled_test(rows, chosen, label_columns, is_named="test" in (splits or {}))
         encoded = {
-            role: _checked_and_encoded(dataset, texts, label_columns, problem, names, chosen[role])
+            role: _encoded(dataset, texts, label_columns, problem, names, chosen[role], allow_blank=allow_blank)
             for role, dataset in rows.items()
         }
         if problem == "single_label_classification":
@@ -204,16 +204,28 @@ class TextClassification:
         )
 
 
-def _checked_and_encoded(
+def _leave_out_unlabelled_test(
+    rows: dict[str, Dataset], chosen: dict[str, str], label_columns: Sequence[str], *, is_named: bool
+) -> None:
+    """Removes a test split that keeps its labels back, as published ones do, unless the config names it."""
+    if "test" in rows and not is_named and not has_labels(rows["test"], label_columns):
+        _log.info("The split %r has no labels, so it is left out.", chosen["test"])
+        del rows["test"], chosen["test"]
+
+
+def _encoded(
     dataset: Dataset,
     text_columns: Sequence[str],
     label_columns: Sequence[str],
     problem_type: ProblemType,
     labels: Sequence[str],
     split: str,
+    *,
+    allow_blank: bool,
 ) -> Dataset:
-    """Returns the rows of a split with their labels as numbers, once it is known that no text is empty."""
-    check_texts(dataset, text_columns=text_columns, split=split)
+    """Returns the rows of a split with their labels as numbers, once it is known that no text is empty, or may be."""
+    if not allow_blank:
+        check_texts(dataset, text_columns=text_columns, split=split)
     return encode_labels(
         dataset,
         text_columns=text_columns,

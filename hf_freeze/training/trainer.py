@@ -38,11 +38,12 @@ from hf_freeze.training.loop import LoopMixin
 from hf_freeze.training.loss import count_items, loss_responds, scale_loss
 from hf_freeze.training.resuming import CheckpointMixin
 from hf_freeze.training.saving import check_saving
+from hf_freeze.training.watching import WatchingMixin
 
 logger = logging.getLogger(__name__)
 
 
-class FreezeMixin(CachingMixin, LoopMixin, CheckpointMixin):
+class FreezeMixin(WatchingMixin, CachingMixin, LoopMixin, CheckpointMixin):
     """Adds a freeze plan to a `Trainer` class; list it first among the bases.
 
     Args:
@@ -129,11 +130,6 @@ class FreezeMixin(CachingMixin, LoopMixin, CheckpointMixin):
     def freeze_state(self) -> FreezeState:
         """Which roles are frozen now."""
         return self.plan.start
-
-    @property
-    def gradients_are_local(self) -> bool:
-        """Whether gradients are found in `parameter.grad`, which DeepSpeed and FSDP1 keep elsewhere."""
-        return not self.is_deepspeed_enabled and (not self.is_fsdp_enabled or self.accelerator.is_fsdp2)
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
         """Makes the model anew and freezes it: `train()` makes one on every call, free of any plan."""

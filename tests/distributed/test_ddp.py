@@ -24,7 +24,7 @@ LORA = {"peft_type": "LORA", "target_modules": ["query", "value"], "r": 4, "bloc
 RUNS = [
     Run("classifier", "classifier"),
     Run("classifier, frozen", "classifier", FREEZE),
-    Run("classifier, frozen, accumulated", "classifier", FREEZE, accumulation=2),
+    Run("classifier, frozen, accumulated", "classifier", FREEZE, accumulation=2, monitored_every=5),
     Run("classifier, frozen, checkpointed", "classifier", FREEZE, {"activation_checkpointing": True}),
     Run("classifier, frozen, adapted", "classifier", {**FREEZE, "adapters": [LORA]}),
     Run("language, frozen", "language", FREEZE),
@@ -70,6 +70,17 @@ def test_losses_gradient_norms_and_evaluations_equal_one_process(seen: Records, 
     np.testing.assert_allclose(two.gradient_norms, one.gradient_norms, rtol=0, atol=1e-3)
     assert len(two.evaluations) == 2
     np.testing.assert_allclose(two.evaluations, one.evaluations, rtol=0, atol=1e-4)
+
+
+def test_the_monitor_of_the_main_process_measures_what_one_process_would(seen: Records, tmp_path: Path) -> None:
+    (run,) = [run for run in RUNS if run.monitored_every is not None]
+    one = carry_out(run, tmp_path, num_processes=1).monitored
+    two, other = (record.monitored for record in seen[run.name])
+    assert [entry["step"] for entry in two] == [5, 10, 15, 20]
+    assert [entry.keys() for entry in two] == [entry.keys() for entry in one]
+    for mine, theirs in zip(two, one, strict=True):
+        np.testing.assert_allclose(list(mine.values()), list(theirs.values()), rtol=1e-3, atol=1e-5)
+    assert other == []
 
 
 @names([*RUNS, *RESUMED])

@@ -23,9 +23,9 @@ FREEZE = {"freeze": {"blocks": {"first": 2}}}
 LORA = {"peft_type": "LORA", "target_modules": ["query", "value"], "r": 4, "blocks": {"last": 2}}
 RUNS = [
     Run("classifier, frozen", "classifier", FREEZE),  # ends with an evaluation: that leaves units unsharded by itself
-    Run("classifier, frozen, resumed", "classifier", FREEZE, resumed_at=12),
+    Run("classifier, frozen, resumed", "classifier", FREEZE, resumed_at=12, monitored_every=4),
     Run("language, frozen", "language", FREEZE, resumed_at=12),
-    Run("language, frozen, accumulated", "language", FREEZE, accumulation=2),
+    Run("language, frozen, accumulated", "language", FREEZE, accumulation=2, monitored_every=5),
     Run("classifier, adapted", "classifier", {**FREEZE, "adapters": [LORA]}, resumed_at=12),
 ]
 AUTO_CLASSES = {"classifier": AutoModelForSequenceClassification, "language": AutoModelForCausalLM}
@@ -54,6 +54,22 @@ def test_losses_gradient_norms_and_evaluations_equal_one_process(seen: Records, 
     np.testing.assert_allclose(two.losses, one.losses, rtol=0, atol=1e-4)
     np.testing.assert_allclose(two.gradient_norms, one.gradient_norms, rtol=0, atol=1e-3)
     np.testing.assert_allclose(two.evaluations, one.evaluations, rtol=0, atol=1e-4)
+
+
+@names([run for run in RUNS if run.monitored_every is not None])
+def test_the_monitor_measures_sharded_weights_as_whole_ones(seen: Records, tmp_path: Path, run: Run) -> None:
+    """Every process takes part, the main process logs; a resumed run measures what the whole one did."""
+    one = carry_out(run, tmp_path, num_processes=1).monitored
+    two, other = (record.monitored for record in seen[run.name])
+    assert len(two) >= 4
+    assert [entry.keys() for entry in two] == [entry.keys() for entry in one]
+    for mine, theirs in zip(two, one, strict=True):
+        np.testing.assert_allclose(list(mine.values()), list(theirs.values()), rtol=1e-3, atol=1e-5)
+    assert other == []
+    if run.resumed_at is not None:
+        resumed = seen[run.name][0].resumed_monitored
+        assert len(resumed) == 2
+        assert resumed == [entry for entry in two if entry["step"] > run.resumed_at]
 
 
 @names(RUNS)

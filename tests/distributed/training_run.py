@@ -18,11 +18,12 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoModelForTokenClassification, PreTrainedModel
 
 from hf_freeze.errors import PlanError
+from hf_freeze.insight.monitor import MonitorCallback
 from hf_freeze.plan import named_parameters
 from hf_freeze.plan.audit import tensor_digest
 from hf_freeze.training import FreezeTrainer
 from tests.tiny import tiny_batch, tiny_bert, tiny_llama
-from tests.unit.training.runs import arguments, logged, rows
+from tests.unit.training.runs import arguments, logged, monitored, rows
 
 GLOBAL_BATCH = 8
 NUM_ROWS = 96
@@ -42,6 +43,7 @@ class Run:
         accumulation: Micro-batches per optimizer step and process.
         dropout: Probability of the model's dropouts.
         resumed_at: Step of the checkpoint that a second trainer resumes from, or None for no second trainer.
+        monitored_every: Steps from one measurement of the monitor to the next, or None for no monitor.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Run:
     accumulation: int = 1
     dropout: float = 0.0
     resumed_at: int | None = None
+    monitored_every: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +74,8 @@ class Record:
         logits: What the trained model makes of `tiny_batch()`.
         is_sharded: Whether every parameter is spread over the processes.
         refusal: Why the checkpoint is not resumed with three frozen blocks.
+        monitored: What the monitor logged, with the step.
+        resumed_monitored: What the monitor of the resumed run logged after the checkpoint.
     """
 
     losses: list[float]
@@ -85,6 +90,8 @@ class Record:
     logits: list[Any]
     is_sharded: bool
     refusal: str
+    monitored: list[dict[str, float]]
+    resumed_monitored: list[dict[str, float]]
 
 
 def carry_out(run: Run, folder: Path, *, num_processes: int) -> Record:
@@ -107,10 +114,12 @@ def carry_out(run: Run, folder: Path, *, num_processes: int) -> Record:
     resumed_losses: list[float] = []
     resumed_weights: dict[str, str] = {}
     refusal = ""
+    resumed_monitored: list[dict[str, float]] = []
     if run.resumed_at is not None:
         resumed = _trainer(run, folder, num_processes)
         resumed.train(resume_from_checkpoint=str(folder / f"checkpoint-{run.resumed_at}"))
         resumed_losses, resumed_weights = logged(resumed, "loss")[run.resumed_at :], _digests(resumed.model)
+        resumed_monitored = [entry for entry in monitored(resumed) if entry["step"] > run.resumed_at]
         changed = dataclasses.replace(run, keywords={**run.keywords, "freeze": {"blocks": {"first": 3}}})
         try:
             _trainer(changed, folder, num_processes).train(str(folder / f"checkpoint-{run.resumed_at}"))
@@ -129,6 +138,8 @@ def carry_out(run: Run, folder: Path, *, num_processes: int) -> Record:
         logits=logits.tolist(),
         is_sharded=is_sharded,
         refusal=refusal,
+        monitored=monitored(trainer),
+        resumed_monitored=resumed_monitored,
     )
 
 
@@ -149,6 +160,7 @@ def _trainer(run: Run, folder: Path, num_processes: int) -> FreezeTrainer:
         arguments(folder, **options, **run.options),
         train_dataset=dataset,
         eval_dataset=dataset.select(range(NUM_EVALUATED)),
+        callbacks=[] if run.monitored_every is None else [MonitorCallback(run.monitored_every)],
         **run.keywords,
     )
 

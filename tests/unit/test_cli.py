@@ -135,7 +135,8 @@ def test_a_terminal_that_is_narrow_loses_no_number(config: Path, monkeypatch: py
 def test_train_prints_plan_metrics_cost_and_how_to_load(config: Path, tmp_path: Path) -> None:
     result = call("train", config, "training.max_steps=2")
     assert result.exit_code == 0, result.stderr
-    assert result.stdout.startswith(PLAN)
+    assert result.stdout.startswith("Data: 24 rows to train on, 24 rows to validate on, 24 rows to test on.\n")
+    assert f"\n\n{PLAN}" in result.stdout
     report = result.stdout[result.stdout.index(" metric") :].splitlines()
     names = ["train_loss", *(f"{split}_{name}" for split in ("eval", "test") for name in ("loss", "accuracy", "f1"))]
     assert [line.split()[0] for line in report[2 : 2 + len(names)]] == names
@@ -252,7 +253,7 @@ def test_ctrl_c_keeps_the_newest_complete_checkpoint(config: Path, tmp_path: Pat
     stdout, stderr = process.communicate(timeout=60)
     kept = run.newest_checkpoint(load_config(config))
     assert process.returncode == 130, stderr
-    assert stdout.startswith(PLAN)
+    assert f"\n\n{PLAN}" in stdout
     assert kept is not None
     assert stderr.endswith(
         f"Interrupted. The newest complete checkpoint is kept: {kept}. To resume from it, add "
@@ -273,3 +274,11 @@ def test_ctrl_c_before_a_checkpoint_says_that_there_is_none(config: Path, tmp_pa
     assert process.returncode == 130
     assert stderr.endswith("Interrupted. There is no complete checkpoint to resume from.\n")
     assert "Traceback" not in stderr
+
+
+def test_train_ends_with_the_advice(config: Path) -> None:
+    options = ("training.max_steps=60", "training.learning_rate=1e-9", "training.logging_steps=10")
+    result = call("train", config, *options)
+    assert result.exit_code == 0, result.stderr
+    (line,) = [line for line in result.stdout.splitlines() if line.startswith("Advice: ")]
+    assert line.startswith("Advice: The training loss stays high: it was 0.")

@@ -16,7 +16,7 @@ from hf_freeze import run
 from hf_freeze.config import RunConfig, load_config
 from hf_freeze.errors import ConfigError, PlanError
 from tests import tiny_run
-from tests.unit.training.runs import assert_followed, assert_same, state, values
+from tests.unit.training.runs import assert_followed, assert_same, monitored, state, values
 
 LORA = {"peft_type": "LORA", "target_modules": "all-linear", "r": 2, "blocks": {"last": 1}}
 
@@ -253,3 +253,19 @@ def test_a_layout_takes_the_path_of_the_blocks(model: Path) -> None:
 def test_an_optimizer_whose_package_is_missing_is_refused(make: Callable[..., RunConfig]) -> None:
     with pytest.raises(ConfigError, match=r"^training: Trainer refuses these options; .*install.*that it names\.$"):
         run.train(make(training={"optim": "apollo_adamw", "optim_target_modules": ["query"]}))
+
+
+def test_a_run_is_monitored_unless_the_config_says_null(make: Callable[..., RunConfig]) -> None:
+    counts = {}
+    for every in (100, 2, None):
+        prepared = run.Run(make(training={"max_steps": 4}, monitor={"every": every}))
+        assert prepared.train().advice == ()
+        counts[every] = len(monitored(prepared.trainer))
+    assert counts == {100: 0, 2: 2, None: 0}
+
+
+def test_advice_is_in_the_result(make: Callable[..., RunConfig]) -> None:
+    training = {"max_steps": 60, "learning_rate": 1e-9, "logging_steps": 10}
+    (advice,) = run.train(make(training=training)).advice
+    assert advice.startswith("The training loss stays high: it was 0.")
+    assert advice.endswith("(guessing gives 0.6931). Freeze fewer blocks, or raise training.learning_rate.")

@@ -19,8 +19,8 @@ data: {load_dataset: {path: imdb}}
 training: {output_dir: runs/x}
 """
 TOP = (
-    "activation_cache, adapters, allow_changed_plan, data, freeze, lr_multipliers, metrics, model, save, schedule, "
-    "training"
+    "activation_cache, adapters, allow_changed_plan, data, freeze, lr_multipliers, metrics, model, monitor, save, "
+    "schedule, training"
 )
 NUM_ARGUMENTS = len(TrainingArguments.__dataclass_fields__.keys() - REFUSED_FOR_TRAINING.keys())
 SECTIONS = f"Sections: {TOP}. Write model, data and training."

@@ -24,8 +24,8 @@ from hf_freeze.errors import ConfigError
 from tests.unit.config.smallest import changed
 
 TOP = (
-    "activation_cache, adapters, allow_changed_plan, data, freeze, lr_multipliers, metrics, model, save, schedule, "
-    "training"
+    "activation_cache, adapters, allow_changed_plan, data, freeze, lr_multipliers, metrics, model, monitor, save, "
+    "schedule, training"
 )
 PART = "It takes 'auto', 'frozen' or 'full'."
 METRIC = "A metric is bundled, such as accuracy, or the name of one on the Hub, such as organisation/metric."

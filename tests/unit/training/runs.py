@@ -46,6 +46,14 @@ def logged(trainer: Trainer, key: str) -> list[float]:
     return [entry[key] for entry in trainer.state.log_history if key in entry]
 
 
+def monitored(trainer: Trainer) -> list[dict[str, float]]:
+    """What the monitor logged, without its prefix and with the step, in the order in which it was logged."""
+    entries = [entry for entry in trainer.state.log_history if any(name.startswith("monitor/") for name in entry)]
+    return [
+        {name.removeprefix("monitor/"): value for name, value in entry.items() if name != "epoch"} for entry in entries
+    ]
+
+
 def values(model: nn.Module) -> dict[str, torch.Tensor]:
     """A copy of every parameter by canonical name."""
     return {name: parameter.detach().clone() for name, parameter in named_parameters(model)}

@@ -1,0 +1,1 @@
+"""What a run says about itself: measured while it trains, and what follows from it."""
