@@ -1,6 +1,7 @@
 """What the user writes: the sections of a config, and how they are read."""
 
 from hf_freeze.config.loading import load_config, parse_adapters, parse_config, parse_overrides, parse_section
+from hf_freeze.config.overriding import override
 from hf_freeze.config.schema import (
     ActivationCacheConfig,
     AdapterConfig,
@@ -11,6 +12,7 @@ from hf_freeze.config.schema import (
     RunConfig,
     SaveConfig,
     ScheduleConfig,
+    SearchConfig,
     SplitsConfig,
 )
 from hf_freeze.config.selection import Selection
@@ -26,10 +28,12 @@ __all__ = [
     "RunConfig",
     "SaveConfig",
     "ScheduleConfig",
+    "SearchConfig",
     "Selection",
     "SplitsConfig",
     "json_schema",
     "load_config",
+    "override",
     "parse_adapters",
     "parse_config",
     "parse_overrides",

@@ -20,6 +20,7 @@ from pydantic import (
 from hf_freeze.config import options
 from hf_freeze.config.problems import Problem, ProblemsFound, shown
 from hf_freeze.config.save import SaveConfig
+from hf_freeze.config.search import SearchConfig
 from hf_freeze.config.section import Section, Size, Switch, Text, Texts
 from hf_freeze.config.selection import BLOCKS_SCHEMA, Selection, read_blocks, spell_blocks
 
@@ -34,6 +35,7 @@ __all__ = [
     "RunConfig",
     "SaveConfig",
     "ScheduleConfig",
+    "SearchConfig",
     "Selection",
     "SplitsConfig",
 ]
@@ -260,6 +262,7 @@ class RunConfig(Section):
     metrics: Annotated[tuple[Annotated[str, AfterValidator(_metric)], ...], Strict(False)] | None = Field(
         None, description="List of the metrics that are computed; null: those of the task."
     )
+    search: SearchConfig | None = Field(None, description="What `hf-freeze search` varies; null: nothing.")
     allow_changed_plan: bool = Field(
         False, description="Whether a checkpoint that was written under another plan may be resumed."
     )
