@@ -14,6 +14,7 @@ from hf_freeze.cli import cache, export, merge, verify
 from hf_freeze.cli.search import print_answer, shown_progress
 from hf_freeze.cli.terminal import errors_on_stderr, new_console, new_grid, print_grid, print_lines, say
 from hf_freeze.config import RunConfig, json_schema, load_config
+from hf_freeze.insight.packages import require_packages
 
 if TYPE_CHECKING:
     from hf_freeze.run import LayoutTable, PlanTable, RunResult
@@ -78,6 +79,7 @@ def search(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
     try:
         with errors_on_stderr():
             loaded = load_config(config, overrides or ())
+            require_packages("search", "optuna", "matplotlib", extra="search")
             from hf_freeze.run.searching import search as search_plans  # takes seconds
 
             with shown_progress("" if loaded.search is None else loaded.search.metric) as watch:

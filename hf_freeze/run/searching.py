@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -119,12 +118,6 @@ class _Plans:
 
 
 def _section_of(config: RunConfig) -> SearchConfig:
-    missing = [name for name in ("optuna", "matplotlib") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ConfigError(
-            f"search: needs packages that are not installed; got no {' and no '.join(missing)}. They come with an "
-            "extra of hf_freeze. Install it: pip install 'hf-freeze[search]'."
-        )
     if config.search is None:
         raise ConfigError(
             "search: the config has no such section; got null. It says what is varied, such as "

@@ -70,7 +70,7 @@ def test_a_metric_is_named_with_or_without_its_prefix(name: str) -> None:
         ),
         (
             {"axes": {"training.seed": []}},
-            "search.axes.training.seed: is empty; got []. An axis has one value or more. Add one, or leave it out.",
+            "search.axes.'training.seed': is empty; got []. An axis has one value or more. Add one, or leave it out.",
         ),
         (
             {"learning_rates": [1e-3, 1e-4, 1e-3]},
@@ -90,8 +90,8 @@ def test_a_metric_is_named_with_or_without_its_prefix(name: str) -> None:
         (
             {"depths": [1], "seconds": 0},
             (
-                "search.seconds: is not above 0.0; got 0. Number of seconds above 0 after which a process begins no trial; "
-                "null: no limit."
+                "search.seconds: is not above 0.0; got 0. Number of seconds above 0 after which a process begins no "
+                "trial; null: no limit."
             ),
         ),
         (

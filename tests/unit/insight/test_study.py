@@ -91,14 +91,14 @@ class TestBudget:
 def test_every_plan_is_proposed_once_and_in_the_same_order_for_the_same_study(tmp_path: Path, sampler: str) -> None:
     orders = []
     for name in ("one.db", "other.db"):
-        study = open_study(tmp_path / name, space(5, 4), section(trials=99, sampler=sampler, pruner="none"))
+        study = open_study(tmp_path / name, space(4, 3), section(trials=99, sampler=sampler, pruner="none"))
         points = []
         while (asked := study.ask()) is not None:
             points.append(tuple(asked.point.values()))
             study.tell(asked, outcome(float(asked.point["axis0"] == "a2")), is_pruned=False)
         study.close()
         orders.append(points)
-    assert sorted(orders[0]) == sorted(space(5, 4).crossings)
+    assert sorted(orders[0]) == sorted(space(4, 3).crossings)
     assert orders[0] == orders[1]
 
 
@@ -152,8 +152,8 @@ class TestRefusals:
             open_study(path, space(2), section(), epochs=5, dropout=True, rate=0.1)
         assert str(caught.value) == (
             f"search.study: was made for another config; got {str(path)!r}, in which dropout was None and is True "
-            "here; epochs was 3 and is 5 here. The trials of a study have one config. Restore the config, or name another "
-            "file."
+            "here; epochs was 3 and is 5 here. The trials of a study have one config. Restore the config, or name "
+            "another file."
         )
 
     def test_a_file_that_is_no_study_is_refused(self, tmp_path: Path) -> None:
