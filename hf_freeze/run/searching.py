@@ -19,9 +19,9 @@ from hf_freeze.insight.space import ADAPTER, DEPTH, Point, Space, config_of, mak
 from hf_freeze.insight.study import SearchStudy
 from hf_freeze.plan.places import block_role
 from hf_freeze.plan.resolve import FreezePlan
-from hf_freeze.run.planning import empty_plan, num_labels_of, request_of
+from hf_freeze.run.planning import empty_plan, num_labels_of, prepared_data, request_of
 from hf_freeze.run.trials import TrialRunner
-from hf_freeze.tasks import PreparedData
+from hf_freeze.tasks import get_task
 
 # What may differ between the runs of one search: it does not change what a trial gives.
 _BUDGET: Final = frozenset({"confirm", "seconds", "study", "tolerance", "trials"})
@@ -44,6 +44,7 @@ def search(config: RunConfig, watch: Callable[[Progress], None] = lambda progres
     plans = _Plans()
     space = make_space(config, section, plans.carriers)
     _check_depths(config, section, plans)
+    _check_rows(config, section)
     folder = Path(str(config.training["output_dir"]))
     folder.mkdir(parents=True, exist_ok=True)
     path = Path(section.study).expanduser() if section.study is not None else folder / "study.db"
@@ -66,7 +67,8 @@ def _answer(
     def run_trial(point: Point, report: Report) -> TrialOutcome:
         return runner.train(made(point), report)
 
-    _check_test_rows(section, runner.prepare(made(_shared_point(space)), section.metric))
+    if study.num_left:
+        runner.prepare(made(_shared_point(space)), section.metric)
     trials = run_trials(study, section, run_trial, watch)
     found = recommend(trials, section.metric, section.direction, tolerance=section.tolerance)
     is_over = study.num_left == 0 and all(trial.is_finished for trial in trials)
@@ -130,12 +132,19 @@ def _seed(config: RunConfig) -> int:
     return int(config.training.get("seed", 42))  # the default of Transformers
 
 
-def _check_test_rows(section: SearchConfig, rows: PreparedData) -> None:
+def _check_rows(config: RunConfig, section: SearchConfig) -> None:
+    """Raises where the rows are missing that plans are compared on, or confirmed on."""
+    rows = prepared_data(get_task(config.model.task), config.data)
+    has = f"The data set has the splits {', '.join(sorted(set(rows.splits.values())))}."
+    if rows.validation is None:
+        raise ConfigError(
+            f"search.metric: there are no rows to evaluate on; got {section.metric!r}. {has} "
+            "Name a split in data.splits.validation."
+        )
     if section.confirm.seeds and rows.test is None:
         raise ConfigError(
             f"search.confirm.seeds: there are no test rows to confirm the answer on; got {section.confirm.seeds}. "
-            f"The data set has the splits {', '.join(sorted(set(rows.splits.values())))}. Name one in "
-            "data.splits.test, or set search.confirm.seeds to 0."
+            f"{has} Name one in data.splits.test, or set search.confirm.seeds to 0."
         )
 
 

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Final, Self
 
-import datasets
 import psutil
 import torch
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -36,8 +35,8 @@ class TrialRunner:
     def __init__(self) -> None:
         self._rows: dict[str, PreparedData] = {}
 
-    def prepare(self, config: RunConfig, metric: str) -> PreparedData:
-        """Reads and tokenises the rows, and fills the activation cache for one plan; returns the rows.
+    def prepare(self, config: RunConfig, metric: str) -> None:
+        """Tokenises the rows, and fills the activation cache for one plan.
 
         Args:
             config: The config of the plan whose frozen prefix all others share.
@@ -48,21 +47,13 @@ class TrialRunner:
         """
         with _quiet():
             run = self._make(config)
-            rows = run.data
-            if rows.validation is None:
+            known = _evaluated(run)
+            if metric not in known:
                 raise ConfigError(
-                    f"search.metric: there are no rows to evaluate on; got {metric!r}. The data set has the splits "
-                    f"{', '.join(sorted(set(rows.splits.values())))}. Name a split in data.splits.validation."
+                    f"search.metric: no evaluation logs it; got {metric!r}. Evaluations log {', '.join(known)}. "
+                    f"Name one of them.{did_you_mean(metric, known)}"
                 )
-            known = _evaluated(run, rows.validation)
-        if metric not in known:
-            raise ConfigError(
-                f"search.metric: no evaluation logs it; got {metric!r}. Evaluations log {', '.join(known)}. "
-                f"Name one of them.{did_you_mean(metric, known)}"
-            )
-        with _quiet():
             run.trainer.fill_activation_cache()
-        return rows
 
     def train(self, config: RunConfig, report: Report | None = None, *, on_test: bool = False) -> TrialOutcome:
         """Trains one plan.
@@ -108,8 +99,9 @@ class TrialRunner:
         return run
 
 
-def _evaluated(run: Run, rows: datasets.Dataset) -> list[str]:
+def _evaluated(run: Run) -> list[str]:
     """Returns the names of what an evaluation logs."""
+    rows: Any = run.data.validation
     few = rows.select(range(min(_FEW_ROWS, len(rows))))
     collator = run.trainer.data_collator
     if isinstance(collator, KeyCollator):

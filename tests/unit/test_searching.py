@@ -148,7 +148,10 @@ class TestRefusals:
             ),
             (
                 {"depths": [3, 9]},
-                "search.depths: freeze.blocks: cannot select the first 9 blocks; bert.encoder.layer has 4.\n",
+                (
+                    "search.depths: freeze.blocks: cannot select the first 9 blocks; bert.encoder.layer has 4. "
+                    "Select at most 4.\n"
+                ),
             ),
             (
                 {"depths": [3], "metric": "acuracy"},
@@ -181,8 +184,8 @@ class TestRefusals:
             (
                 "train validation",
                 (
-                    "search.confirm.seeds: there are no test rows to confirm the answer on; got 5. The data set has the "
-                    "splits train, validation. Name one in data.splits.test, or set search.confirm.seeds to 0.\n"
+                    "search.confirm.seeds: there are no test rows to confirm the answer on; got 5. The data set has "
+                    "the splits train, validation. Name one in data.splits.test, or set search.confirm.seeds to 0.\n"
                 ),
             ),
         ],
