@@ -23,7 +23,9 @@ from hf_freeze.errors import (
 OPTIONS = ["blocks", "embeddings", "head", "keep_dropout"]
 
 
-@pytest.mark.parametrize("error", [CacheError, ConfigError, LayoutError, PlanError, PlanViolation, SearchError, ShareError])
+@pytest.mark.parametrize(
+    "error", [CacheError, ConfigError, LayoutError, PlanError, PlanViolation, SearchError, ShareError]
+)
 def test_every_error_is_a_freeze_error(error: type[Exception]) -> None:
     assert issubclass(error, FreezeError)
 
