@@ -34,6 +34,7 @@ class TrialRunner:
 
     def __init__(self) -> None:
         self._rows: dict[str, PreparedData] = {}
+        self._filled: set[str] = set()
 
     def prepare(self, config: RunConfig, metric: str) -> None:
         """Tokenises the rows, and fills the activation cache for one plan.
@@ -53,7 +54,7 @@ class TrialRunner:
                     f"search.metric: no evaluation logs it; got {metric!r}. Evaluations log {', '.join(known)}. "
                     f"Name one of them.{did_you_mean(metric, known)}"
                 )
-            run.trainer.fill_activation_cache()
+            self._fill(run)
 
     def train(self, config: RunConfig, report: Report | None = None, *, on_test: bool = False) -> TrialOutcome:
         """Trains one plan.
@@ -66,7 +67,7 @@ class TrialRunner:
         with _quiet():
             run = self._make(config)
             trainer = run.trainer
-            trainer.fill_activation_cache()
+            self._fill(run)
             reporting = _Reporting(report)
             trainer.add_callback(reporting)
             start = time.perf_counter()
@@ -90,13 +91,26 @@ class TrialRunner:
         gc.collect()  # The Trainer and its parts refer to each other.
         return outcome
 
+    def _fill(self, run: Run) -> None:
+        """Fills the activation cache for a prefix that this process has not met yet."""
+        prefix = f"{run.trainer.plan.depth} {_without_plan(run.config)}"
+        if prefix not in self._filled:
+            run.trainer.fill_activation_cache()
+            self._filled.add(prefix)
+
     def _make(self, config: RunConfig) -> Run:
         config = _trial_config(config)
-        key = to_yaml(config.model_copy(update={"freeze": None, "adapters": (), "training": {"output_dir": "any"}}))
+        key = _without_plan(config)
         run = Run(config, rows=self._rows.get(key))
         self._rows[key] = run.data
         run.trainer.remove_callback(PrinterCallback)
         return run
+
+
+def _without_plan(config: RunConfig) -> str:
+    """Returns what decides on the rows and the weights of a run, and not on what trains and how."""
+    plan = {"freeze": None, "adapters": (), "training": {"output_dir": "any"}}
+    return to_yaml(config.model_copy(update=plan))
 
 
 def _evaluated(run: Run) -> list[str]:
