@@ -91,7 +91,7 @@ class SearchConfig(Section):
         0.005, ge=0, description="How much of the metric, from 0 up, the answer may give up to be cheaper."
     )
     study: Text | None = Field(None, description="SQLite file of the study; null: study.db in training.output_dir.")
-    confirm: ConfirmConfig = Field(ConfirmConfig(), description="How the answer is confirmed on the test rows.")
+    confirm: ConfirmConfig = Field(ConfirmConfig(), description="Seeds and comparison that confirm the answer.")
 
     @model_validator(mode="after")
     def _has_an_axis(self) -> Self:
