@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,6 +27,19 @@ def distributions_of(space: Space) -> dict[str, BaseDistribution]:
     return {axis.name: CategoricalDistribution(list(axis.values)) for axis in space.axes}
 
 
+def _balanced(space: Space, seed: int) -> list[Point]:
+    """Returns all plans in random order, the values of the first axis in turn: no depth waits for the others."""
+    points = list(space.points)
+    random.Random(seed).shuffle(points)
+    first = space.axes[0].name
+    met: Counter[Any] = Counter()
+    turns = []
+    for point in points:
+        turns.append((met[point[first]], point))
+        met[point[first]] += 1
+    return [point for _, point in sorted(turns, key=lambda turn: turn[0])]
+
+
 class UntriedSampler(BaseSampler):
     """Proposes plans of a space, each once; the same for the same study.
 
@@ -38,8 +52,7 @@ class UntriedSampler(BaseSampler):
 
     def __init__(self, space: Space, tried: Sequence[Point], *, seed: int, uses_tpe: bool) -> None:
         self._space = space
-        points = list(space.points)
-        random.Random(seed).shuffle(points)
+        points = _balanced(space, seed)
         standing = [space.same(point) for point in tried]
         self._tried = standing
         self.untried = [point for point in points if point not in standing]

@@ -102,6 +102,16 @@ def test_every_plan_is_proposed_once_and_in_the_same_order_for_the_same_study(tm
     assert orders[0] == orders[1]
 
 
+def test_the_first_axis_takes_its_values_in_turn(tmp_path: Path) -> None:
+    study = open_study(tmp_path / "study.db", space(4, 3), section(trials=8, sampler="grid", pruner="none"))
+    values = []
+    while (asked := study.ask()) is not None:
+        values.append(asked.point["axis0"])
+        study.tell(asked, outcome(0.5), is_pruned=False)
+    study.close()
+    assert sorted(values[:4]) == sorted(values[4:]) == ["a0", "a1", "a2", "a3"]
+
+
 def test_tpe_turns_to_what_was_good(tmp_path: Path) -> None:
     study = open_study(tmp_path / "study.db", space(6, 6), section(trials=20, pruner="none"))
     points = []
