@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from hf_freeze.errors import LayoutError as LayoutError
     from hf_freeze.errors import PlanError as PlanError
     from hf_freeze.errors import PlanViolation as PlanViolation
+    from hf_freeze.errors import SearchError as SearchError
     from hf_freeze.errors import ShareError as ShareError
     from hf_freeze.insight.monitor import MonitorCallback as MonitorCallback
     from hf_freeze.plan import FreezePlan as FreezePlan
@@ -46,6 +47,7 @@ _HOMES = {
     "MonitorCallback": "hf_freeze.insight.monitor",
     "PlanError": "hf_freeze.errors",
     "PlanViolation": "hf_freeze.errors",
+    "SearchError": "hf_freeze.errors",
     "ShareError": "hf_freeze.errors",
     "apply_plan": "hf_freeze.plan",
     "find_layout": "hf_freeze.plan",

@@ -7,6 +7,7 @@ FreezeError
 ├── PlanError       the config and the model do not fit together (also a ValueError)
 ├── PlanViolation   training did something that the plan forbids: a bug, or foreign code that changes parameters
 ├── CacheError      the activation cache cannot be used
+├── SearchError     a search cannot go on, or has no answer
 └── ShareError      a saved model cannot be pushed, pulled or exported
 ```
 """
@@ -39,6 +40,10 @@ class PlanViolation(FreezeError):
 
 class CacheError(FreezeError):
     """An activation cache that cannot be used."""
+
+
+class SearchError(FreezeError):
+    """A search that cannot go on, or that has no answer."""
 
 
 class ShareError(FreezeError):

@@ -11,8 +11,10 @@ import typer
 from rich.text import Text
 
 from hf_freeze.cli import cache, check, export, merge, verify
+from hf_freeze.cli.search import print_answer, shown_progress
 from hf_freeze.cli.terminal import errors_on_stderr, new_console, new_grid, print_grid, print_lines, say
 from hf_freeze.config import RunConfig, json_schema, load_config
+from hf_freeze.insight.packages import require_packages
 
 if TYPE_CHECKING:
     from hf_freeze.run import LayoutTable, PlanTable, RunResult
@@ -71,6 +73,23 @@ def train(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
                 _print_result(result)
     except KeyboardInterrupt:
         say(_kept(loaded))
+        raise typer.Exit(_EXIT_INTERRUPTED) from None
+
+
+@app.command()
+def search(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
+    """Train the plans that the search section of CONFIG spans, and recommend one; run again to go on."""
+    try:
+        with errors_on_stderr():
+            loaded = load_config(config, overrides or ())
+            require_packages("search", "optuna", "matplotlib", extra="search")
+            from hf_freeze.run.searching import search as search_plans  # takes seconds
+
+            with shown_progress("" if loaded.search is None else loaded.search.metric) as watch:
+                answer = search_plans(loaded, watch)
+            print_answer(answer)
+    except KeyboardInterrupt:
+        say("Interrupted. Every trial that ended is kept; run the same command again to go on.")
         raise typer.Exit(_EXIT_INTERRUPTED) from None
 
 

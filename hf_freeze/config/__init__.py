@@ -2,6 +2,7 @@
 
 from hf_freeze.config.loading import load_config, parse_adapters, parse_config, parse_overrides, parse_section
 from hf_freeze.config.monitor import MonitorConfig
+from hf_freeze.config.overriding import override
 from hf_freeze.config.schema import (
     ActivationCacheConfig,
     AdapterConfig,
@@ -12,6 +13,7 @@ from hf_freeze.config.schema import (
     RunConfig,
     SaveConfig,
     ScheduleConfig,
+    SearchConfig,
     SplitsConfig,
 )
 from hf_freeze.config.selection import Selection
@@ -28,10 +30,12 @@ __all__ = [
     "RunConfig",
     "SaveConfig",
     "ScheduleConfig",
+    "SearchConfig",
     "Selection",
     "SplitsConfig",
     "json_schema",
     "load_config",
+    "override",
     "parse_adapters",
     "parse_config",
     "parse_overrides",

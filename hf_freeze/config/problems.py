@@ -25,6 +25,7 @@ _SENTENCES: Mapping[str, str] = {
     "finite_number": "is not a finite number",
     "float_type": "is not a number",
     "greater_than": "is not above {gt}",
+    "greater_than_equal": "is below {ge}",
     "int_type": "is not a whole number",
     "less_than_equal": "is above {le}",
     "string_too_short": "is empty",

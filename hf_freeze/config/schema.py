@@ -21,6 +21,7 @@ from hf_freeze.config import options
 from hf_freeze.config.monitor import MonitorConfig
 from hf_freeze.config.problems import Problem, ProblemsFound, shown
 from hf_freeze.config.save import SaveConfig
+from hf_freeze.config.search import SearchConfig
 from hf_freeze.config.section import Section, Size, Switch, Text, Texts
 from hf_freeze.config.selection import BLOCKS_SCHEMA, Selection, read_blocks, spell_blocks
 
@@ -35,6 +36,7 @@ __all__ = [
     "RunConfig",
     "SaveConfig",
     "ScheduleConfig",
+    "SearchConfig",
     "Selection",
     "SplitsConfig",
 ]
@@ -262,6 +264,7 @@ class RunConfig(Section):
     metrics: Annotated[tuple[Annotated[str, AfterValidator(_metric)], ...], Strict(False)] | None = Field(
         None, description="List of the metrics that are computed; null: those of the task."
     )
+    search: SearchConfig | None = Field(None, description="What `hf-freeze search` varies; null: nothing.")
     allow_changed_plan: bool = Field(
         False, description="Whether a checkpoint that was written under another plan may be resumed."
     )

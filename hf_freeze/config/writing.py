@@ -46,13 +46,7 @@ def to_yaml(config: RunConfig) -> str:
     Raises:
         ConfigError: If the config holds objects, as one made in Python can.
     """
-    sections = config.model_dump(exclude_defaults=True)
-    for entry, adapter in zip(sections.get("adapters", ()), config.adapters, strict=True):
-        entry.update(adapter.peft_options)  # as they are: pydantic would write objects out as mappings
-    try:
-        plain = as_plain(sections)
-    except ProblemsFound as error:
-        raise ConfigError(str(error)) from None
+    plain = plain_sections(config)
     yaml = YAML(typ="safe", pure=True)
     yaml.Representer = _Representer
     yaml.default_flow_style = False
@@ -60,6 +54,25 @@ def to_yaml(config: RunConfig) -> str:
     text = StringIO()
     yaml.dump(plain, text)
     return text.getvalue()
+
+
+def plain_sections(config: RunConfig) -> dict[str, Any]:
+    """Returns the sections of a config as YAML can hold them, without the keys that have their default.
+
+    Args:
+        config: The config.
+
+    Raises:
+        ConfigError: If the config holds objects, as one made in Python can.
+    """
+    sections = config.model_dump(exclude_defaults=True)
+    for entry, adapter in zip(sections.get("adapters", ()), config.adapters, strict=True):
+        entry.update(adapter.peft_options)  # as they are: pydantic would write objects out as mappings
+    try:
+        plain: dict[str, Any] = as_plain(sections)
+    except ProblemsFound as error:
+        raise ConfigError(str(error)) from None
+    return plain
 
 
 def without_secrets(config: RunConfig) -> RunConfig:

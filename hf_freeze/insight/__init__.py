@@ -1,1 +1,1 @@
-"""What a run says about itself: measured while it trains, and what follows from it."""
+"""What is learned about plans and runs: what they do while they train, what the data holds, which plan to take."""

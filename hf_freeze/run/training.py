@@ -25,7 +25,7 @@ from hf_freeze.plan.table import PlanTable
 from hf_freeze.run.checking import report_on, rows_by_role
 from hf_freeze.run.output_folder import begin_run, check_other_run
 from hf_freeze.run.planning import empty_plan, num_labels_of, prepared_data, request_of, table_of, with_size
-from hf_freeze.tasks import get_task
+from hf_freeze.tasks import PreparedData, get_task
 from hf_freeze.tasks.tokenizers import resolve_max_length
 from hf_freeze.training import FreezeTrainer
 from hf_freeze.training.arguments import check_evaluation, check_output_folder, refusal, training_arguments
@@ -67,6 +67,8 @@ class Run:
 
     Args:
         config: The config.
+        rows: The tokenised rows of an earlier run with the same `model` and `data` sections; None where they are to be
+            read.
 
     Raises:
         ConfigError: Something in the config does not exist or does not fit the data or the model.
@@ -74,7 +76,7 @@ class Run:
         PlanError: The freeze or adapters section does not fit the model.
     """
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, *, rows: PreparedData | None = None) -> None:
         task = self._task = get_task(config.model.task)
         self.config = config
         self.args = training_arguments(config.training)
@@ -84,7 +86,7 @@ class Run:
             datasets.disable_progress_bars()
         empty_plan(request_of(config), num_labels=num_labels_of(config.data) or 2)
         with self.args.main_process_first(desc="reading the data"):
-            data = self._texts = prepared_data(task, config.data)
+            data = self._texts = prepared_data(task, config.data) if rows is None else rows
         check_evaluation(self.args, splits=data.splits.values(), has_rows=data.validation is not None)
         compute_metrics = task.compute_metrics(data, config.metrics, trust_remote_code=config.model.trust_remote_code)
         set_seed(self.args.seed)  # What the model starts with does not depend on what was drawn before.
@@ -95,7 +97,7 @@ class Run:
             from_pretrained=config.model.from_pretrained_options,
         )
         with self.args.main_process_first(desc="tokenising"):
-            self.data = task.tokenize(data, loaded, max_length=config.data.max_length)
+            self.data = task.tokenize(data, loaded, max_length=config.data.max_length) if rows is None else rows
         every = config.monitor.every
         self._monitor = None if every is None else MonitorCallback(every)
         try:
@@ -177,7 +179,7 @@ class Run:
         return RunResult(
             output_dir=folder,
             plan=self.trainer.plan,
-            metrics={name: value for name, value in metrics.items() if _tells_quality(name)},
+            metrics={name: value for name, value in metrics.items() if tells_quality(name)},
             seconds=seconds,
             peak_memory_bytes=torch.cuda.max_memory_allocated() if on_gpu else _peak_process_memory(),
             on_gpu=on_gpu,
@@ -239,6 +241,10 @@ def _peak_process_memory() -> int:
     return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB
 
 
-def _tells_quality(metric: str) -> bool:
-    """Tells metrics of the model from those of the machine, which Trainer mixes."""
+def tells_quality(metric: str) -> bool:
+    """Tells metrics of the model from those of the machine, which Trainer mixes.
+
+    Args:
+        metric: The name of a metric.
+    """
     return not metric.endswith(("_runtime", "_per_second", "epoch", "_preparation_time"))

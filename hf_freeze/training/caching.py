@@ -25,7 +25,7 @@ from hf_freeze.activation_cache.checks import reason_of_plan
 from hf_freeze.activation_cache.collator import KeyCollator
 from hf_freeze.activation_cache.keys import KEYS
 from hf_freeze.activation_cache.processes import first_reason
-from hf_freeze.activation_cache.rows import Survey
+from hf_freeze.activation_cache.rows import Survey, kept_random_state
 from hf_freeze.config import ActivationCacheConfig
 from hf_freeze.plan.apply import plan_of
 from hf_freeze.plan.resolve import FreezePlan
@@ -89,6 +89,23 @@ class CachingMixin(_Base):
             self._build(cache, train_dataloader)
         if isinstance(self.data_collator, KeyCollator):
             self.data_collator.adds_keys = cache.is_on
+
+    def fill_activation_cache(self) -> None:
+        """Stores the rows of training and evaluation before training, whether or not this run alone needs them again.
+
+        Random state is as before afterwards.
+
+        Raises:
+            CacheError: `enabled` is true, and the cache does not hold or does not fit.
+        """
+        if not isinstance(self.data_collator, KeyCollator) or self._reason_of_backend() is not None:
+            return  # Training says why, where there is something to say.
+        cache = self._new_cache()
+        with kept_random_state():
+            loaders = [self.get_train_dataloader(), *self._evaluation_loaders()]
+            if cache.prepare_from(loaders[0]):
+                cache.build(*loaders, show_progress=not self.args.disable_tqdm)
+        cache.close()
 
     def _reason_of_backend(self) -> str | None:
         if self.args.torch_compile:

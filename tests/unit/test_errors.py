@@ -14,6 +14,7 @@ from hf_freeze.errors import (
     LayoutError,
     PlanError,
     PlanViolation,
+    SearchError,
     ShareError,
     did_you_mean,
     nearest,
@@ -22,7 +23,9 @@ from hf_freeze.errors import (
 OPTIONS = ["blocks", "embeddings", "head", "keep_dropout"]
 
 
-@pytest.mark.parametrize("error", [CacheError, ConfigError, LayoutError, PlanError, PlanViolation, ShareError])
+@pytest.mark.parametrize(
+    "error", [CacheError, ConfigError, LayoutError, PlanError, PlanViolation, SearchError, ShareError]
+)
 def test_every_error_is_a_freeze_error(error: type[Exception]) -> None:
     assert issubclass(error, FreezeError)
 
@@ -32,7 +35,7 @@ def test_what_a_user_can_get_wrong_is_a_value_error(error: type[Exception]) -> N
     assert issubclass(error, ValueError)
 
 
-@pytest.mark.parametrize("error", [FreezeError, CacheError, PlanViolation, ShareError])
+@pytest.mark.parametrize("error", [FreezeError, CacheError, PlanViolation, SearchError, ShareError])
 def test_what_is_not_a_value_given_is_no_value_error(error: type[Exception]) -> None:
     assert not issubclass(error, ValueError)
 

@@ -44,7 +44,7 @@ def test_the_exact_versions_are_within_what_is_promised(requirement: Requirement
     assert pins("constraints.txt")[canonicalize_name(requirement.name)] in requirement.specifier
 
 
-@pytest.mark.parametrize("requirement", EXTRAS["test"], ids=lambda requirement: requirement.name)
+@pytest.mark.parametrize("requirement", [*EXTRAS["search"], *EXTRAS["test"]], ids=lambda requirement: requirement.name)
 def test_the_lowest_versions_are_tested_with_tools_within_what_is_promised(requirement: Requirement) -> None:
     assert pins("constraints-lowest.txt")[canonicalize_name(requirement.name)] in requirement.specifier
 

@@ -20,7 +20,7 @@ training: {output_dir: runs/x}
 """
 TOP = (
     "activation_cache, adapters, allow_changed_plan, data, freeze, lr_multipliers, metrics, model, monitor, save, "
-    "schedule, training"
+    "schedule, search, training"
 )
 NUM_ARGUMENTS = len(TrainingArguments.__dataclass_fields__.keys() - REFUSED_FOR_TRAINING.keys())
 SECTIONS = f"Sections: {TOP}. Write model, data and training."

@@ -25,7 +25,7 @@ from tests.unit.config.smallest import changed
 
 TOP = (
     "activation_cache, adapters, allow_changed_plan, data, freeze, lr_multipliers, metrics, model, monitor, save, "
-    "schedule, training"
+    "schedule, search, training"
 )
 PART = "It takes 'auto', 'frozen' or 'full'."
 METRIC = "A metric is bundled, such as accuracy, or the name of one on the Hub, such as organisation/metric."
@@ -51,7 +51,6 @@ def message_of(changes: dict[str, Any]) -> str:
         # unknown keys at every depth
         ({"modell": {}}, f"modell: unknown key; got {{}}. Known keys: {TOP}. Did you mean 'model'?"),
         ({"sharing": {}}, f"sharing: unknown key; got {{}}. Known keys: {TOP}."),
-        ({"search": 3}, f"search: unknown key; got 3. Known keys: {TOP}."),
         ({7: 3}, f"7: unknown key; got 7. Known keys: {TOP}."),
         (
             {"freeze": {"block": "all"}},

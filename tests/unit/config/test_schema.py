@@ -19,6 +19,7 @@ from hf_freeze.config import (
     ModelConfig,
     RunConfig,
     ScheduleConfig,
+    SearchConfig,
     Selection,
     SplitsConfig,
     parse_adapters,
@@ -36,6 +37,7 @@ SECTIONS = [
     ModelConfig,
     RunConfig,
     ScheduleConfig,
+    SearchConfig,
     SplitsConfig,
 ]
 

@@ -1,0 +1,102 @@
+"""`hf-freeze search`: trials as they end, the best so far and the time left; then the answer."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+from hf_freeze.cli.terminal import new_console, new_grid, print_grid, print_lines
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from hf_freeze.insight.answer import Answer
+    from hf_freeze.insight.outcomes import Trial
+    from hf_freeze.insight.search import Progress as SearchProgress
+
+
+@contextmanager
+def shown_progress(metric: str) -> Iterator[Callable[[SearchProgress], None]]:
+    """Shows how far a search is: one line for each trial that ended and, on a terminal, a bar below them.
+
+    Args:
+        metric: What plans are compared by.
+    """
+    console = Console(stderr=True, highlight=False, markup=False, emoji=False)
+    columns = (BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f} trials"), TimeElapsedColumn())
+    bar = Progress(*columns, TextColumn("{task.description}"), console=console, disable=not console.is_terminal)
+    said: set[int] = set()
+    with bar:
+        task = bar.add_task("", total=None)
+
+        def watch(progress: SearchProgress) -> None:
+            ended = [trial for trial in progress.trials if trial.is_finished]
+            for trial in ended:
+                if trial.number not in said:
+                    console.print(trial_line(trial, metric), soft_wrap=True)
+            said.update(trial.number for trial in ended)
+            total = len(progress.trials) + progress.num_left
+            bar.update(task, completed=len(ended), total=total, description=state_line(progress, metric))
+
+        yield watch
+
+
+def trial_line(trial: Trial, metric: str) -> str:
+    """Returns what there is to say about a trial that ended.
+
+    Args:
+        trial: The trial.
+        metric: What plans are compared by.
+    """
+    plan = ", ".join(f"{name} {choice}" for name, choice in trial.point.items())
+    start = f"trial {trial.number}: {plan}: {trial.state}"
+    if trial.outcome is None:
+        return f"{start}: {trial.error}"
+    return f"{start}, {metric} {trial.outcome.metrics[metric]:.4f}, {trial.outcome.seconds:.1f} s"
+
+
+def state_line(progress: SearchProgress, metric: str) -> str:
+    """Returns the best so far, and the time left.
+
+    Args:
+        progress: How far the search is.
+        metric: What plans are compared by.
+    """
+    parts = []
+    if progress.best is not None and progress.best.outcome is not None:
+        value = progress.best.outcome.metrics[metric]
+        parts.append(f"best {metric} {value:.4f} (trial {progress.best.number})")
+    if progress.seconds_left is not None:
+        minutes, seconds = divmod(round(progress.seconds_left), 60)
+        parts.append(f"about {minutes}:{seconds:02} left")
+    return ", ".join(parts)
+
+
+def print_answer(answer: Answer) -> None:
+    """Prints the tables, the recommendation and what was written.
+
+    Args:
+        answer: What was found.
+    """
+    console = new_console()
+    if not sys.stdout.isatty():
+        console.width = max(console.width, 160)  # A plan with several axes needs more than the usual width.
+    grid = new_grid(answer.summary, *answer.head, numbers=5)
+    for row in answer.rows:
+        grid.add_row(*map(Text, row))
+    print_grid(console, grid)
+    marks = "* no other complete trial is as good and as cheap; > recommended."
+    print_lines(console, *((marks, "") if answer.front else ()), *answer.sentences)
+    if answer.confirmations:
+        grid = new_grid("On the test rows, means over the seeds", *answer.confirmation_head, numbers=5)
+        for row in answer.confirmation_rows:
+            grid.add_row(*map(Text, row))
+        print_lines(console, "")
+        print_grid(console, grid)
+    print_lines(console, "", *(f"Written: {file}" for file in answer.files))

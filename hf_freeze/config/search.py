@@ -1,0 +1,101 @@
+"""The `search` section: what is varied, for how long, and what is looked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+from pydantic import AfterValidator, Field, PlainValidator, Strict, WithJsonSchema, model_validator
+
+from hf_freeze.config.options import as_plain
+from hf_freeze.config.problems import Problem, ProblemsFound, shown
+from hf_freeze.config.section import Section, Text
+
+NO_ADAPTER = "none"
+
+Values = TypeVar("Values", bound=tuple[Any, ...])
+
+
+def _axis(values: Values) -> Values:
+    if not values:
+        raise ProblemsFound([Problem((), "is empty; got []. An axis has one value or more. Add one, or leave it out.")])
+    twice = next((value for index, value in enumerate(values) if value in values[:index]), None)
+    if twice is not None:
+        text = f"has a value twice; got {shown(list(values))}. A plan is tried once. Write {shown(twice)} once."
+        raise ProblemsFound([Problem((), text)])
+    return values
+
+
+def _adapter(given: object) -> str | dict[str, Any]:
+    if given == NO_ADAPTER:
+        return NO_ADAPTER
+    if not isinstance(given, Mapping) or "peft_type" not in given:
+        text = f"is no adapter; got {shown(given)}. It takes none, or a mapping with peft_type, as in adapters."
+        raise ProblemsFound([Problem((), text)])
+    if "blocks" in given:
+        what = "The adapter is put on the blocks that train. Remove the key."
+        raise ProblemsFound([Problem(("blocks",), f"is not set here; got {shown(given['blocks'])}. {what}")])
+    return dict(as_plain(given))
+
+
+Adapter = Annotated[
+    str | dict[str, Any],
+    PlainValidator(_adapter),
+    WithJsonSchema(
+        {"anyOf": [{"const": NO_ADAPTER}, {"type": "object", "properties": {"peft_type": {"type": "string"}}}]}
+    ),
+]
+IsAxis = AfterValidator(_axis)
+Depths = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Strict(False), IsAxis]
+Rates = Annotated[tuple[Annotated[float, Field(gt=0)], ...], Strict(False), IsAxis]
+Adapters = Annotated[tuple[Adapter, ...], Strict(False), IsAxis]
+Axis = Annotated[tuple[Annotated[Any, AfterValidator(as_plain)], ...], Strict(False), IsAxis]
+
+
+class ConfirmConfig(Section):
+    """How the answer is confirmed on the test rows."""
+
+    seeds: int = Field(5, ge=0, description="Number of seeds from training.seed on, each trained once; 0: none.")
+    full: dict[str, Any] = Field(
+        {}, description="Overrides for full fine-tuning, which the answer is compared with, by dotted key."
+    )
+
+
+class SearchConfig(Section):
+    """What `hf-freeze search` varies, and what it looks for."""
+
+    depths: Depths | None = Field(
+        None, description="List of numbers of blocks that are frozen behind the embeddings; null: as freeze says."
+    )
+    learning_rates: Rates | None = Field(None, description="List of values of training.learning_rate; null: its own.")
+    adapters: Adapters | None = Field(
+        None, description="List of adapters for the blocks that train, each none or as in adapters; null: as there."
+    )
+    axes: dict[str, Axis] = Field({}, description="Lists of values of further keys, such as training.weight_decay.")
+    trials: int = Field(20, gt=0, description="Number of trials above 0.")
+    seconds: float | None = Field(
+        None, gt=0, description="Number of seconds above 0 after which a process begins no trial; null: no limit."
+    )
+    metric: Annotated[Text, AfterValidator(lambda name: f"eval_{name.removeprefix('eval_')}")] = Field(
+        "eval_loss", description="Metric of the validation rows that plans are compared by, with or without eval_."
+    )
+    direction: Literal["maximize", "minimize"] = Field("minimize", description="Whether more of it is better, or less.")
+    sampler: Literal["tpe", "grid"] = Field("tpe", description="What chooses the next plan; grid: in random order.")
+    pruner: Literal["halving", "none"] = Field(
+        "halving", description="What ends trials early; halving: an evaluation in the worse half, as in ASHA."
+    )
+    min_complete: float = Field(
+        0.6, ge=0, le=1, description="Share of the trials, from 0 to 1, that are trained to the end at least."
+    )
+    tolerance: float = Field(
+        0.005, ge=0, description="How much of the metric, from 0 up, the answer may give up to be cheaper."
+    )
+    study: Text | None = Field(None, description="SQLite file of the study; null: study.db in training.output_dir.")
+    confirm: ConfirmConfig = Field(ConfirmConfig(), description="Seeds and comparison that confirm the answer.")
+
+    @model_validator(mode="after")
+    def _has_an_axis(self) -> Self:
+        if not (self.depths or self.learning_rates or self.adapters or self.axes):
+            what = "has nothing to vary; got no depths, learning_rates, adapters or axes. Give one of them."
+            raise ProblemsFound([Problem((), what)])
+        return self

@@ -1,0 +1,98 @@
+"""Whether the answer of a search holds: trained anew with other seeds, on rows that the search has not seen."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import statistics
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from hf_freeze.config import RunConfig, override, to_yaml
+from hf_freeze.config.writing import without_secrets
+from hf_freeze.insight.outcomes import TrialOutcome
+from hf_freeze.insight.study import SearchStudy
+
+
+@dataclass(frozen=True)
+class Confirmation:
+    """What one plan gave with several seeds.
+
+    Attributes:
+        name: Which plan it is.
+        outcomes: What each seed gave; the seeds are the same for all plans.
+    """
+
+    name: str
+    outcomes: tuple[TrialOutcome, ...]
+
+    def scores(self, metric: str) -> list[float]:
+        """Returns a metric of the test rows for each seed.
+
+        Args:
+            metric: Its name on the validation rows, such as `eval_accuracy`.
+        """
+        name = f"test_{metric.removeprefix('eval_')}"
+        return [outcome.metrics[name] for outcome in self.outcomes]
+
+    @property
+    def seconds(self) -> float:
+        """The mean training time, in seconds."""
+        return statistics.mean(outcome.seconds for outcome in self.outcomes)
+
+    @property
+    def peak_memory_bytes(self) -> int:
+        """The largest peak of memory, in bytes."""
+        return max(outcome.peak_memory_bytes for outcome in self.outcomes)
+
+
+def mean_and_error(scores: list[float]) -> tuple[float, float]:
+    """Returns the mean and its standard error: the sample's standard deviation over the root of its size.
+
+    Args:
+        scores: One number for each seed; the error of a single one is not known, and NaN.
+    """
+    error = statistics.stdev(scores) / math.sqrt(len(scores)) if len(scores) > 1 else math.nan
+    return statistics.mean(scores), error
+
+
+def confirm(
+    study: SearchStudy,
+    configs: Mapping[str, RunConfig],
+    train: Callable[[RunConfig], TrialOutcome],
+    *,
+    seeds: Iterable[int],
+) -> tuple[Confirmation, ...]:
+    """Trains plans with several seeds, and returns what they gave; plans of which runs are missing are left out.
+
+    Runs that the study holds are not repeated, and those that other processes are at are left to them.
+
+    Args:
+        study: The study, which keeps what runs gave.
+        configs: The plans, by name.
+        train: Trains a plan and evaluates it on the test rows.
+        seeds: The seeds.
+    """
+    runs = {
+        (name, seed): override(config, {"training.seed": seed}, source="search.confirm")
+        for seed in seeds
+        for name, config in configs.items()
+    }
+    keys = {run: _digest(config) for run, config in runs.items()}
+    for index, (run, config) in enumerate(runs.items()):
+        if study.claim_confirmation(index, keys[run]):
+            study.record_confirmation(index, keys[run], train(config))
+    done = study.confirmed
+    found = []
+    for name in configs:
+        mine = [done.get(key) for (owner, _), key in keys.items() if owner == name]
+        outcomes = tuple(outcome for outcome in mine if outcome is not None)
+        if len(outcomes) == len(mine):
+            found.append(Confirmation(name, outcomes))
+    return tuple(found)
+
+
+def _digest(config: RunConfig) -> str:
+    """Returns a name for a run that is equal for equal configs, wherever they write to."""
+    anywhere = override(config, {"training.output_dir": "any", "activation_cache.dir": None}, source="search.confirm")
+    return hashlib.blake2b(to_yaml(without_secrets(anywhere)).encode(), digest_size=16).hexdigest()

@@ -1,0 +1,188 @@
+"""Config in, answer out: the plans of a search are trained, compared, and the one to take is confirmed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from hf_freeze.config import RunConfig, SearchConfig, override, to_yaml
+from hf_freeze.config.search import NO_ADAPTER
+from hf_freeze.config.writing import plain_sections, without_secrets
+from hf_freeze.errors import ConfigError, PlanError
+from hf_freeze.insight.answer import FULL, RECOMMENDED, Answer, write_answer
+from hf_freeze.insight.confirming import Confirmation, confirm
+from hf_freeze.insight.front import pareto_front, recommend
+from hf_freeze.insight.outcomes import TrialOutcome
+from hf_freeze.insight.search import Progress, Report, run_trials
+from hf_freeze.insight.space import ADAPTER, DEPTH, Point, Space, config_of, make_space
+from hf_freeze.insight.study import SearchStudy
+from hf_freeze.plan.places import block_role
+from hf_freeze.plan.resolve import FreezePlan
+from hf_freeze.run.planning import empty_plan, num_labels_of, prepared_data, request_of
+from hf_freeze.run.trials import TrialRunner
+from hf_freeze.tasks import get_task
+
+# What may differ between the runs of one search: it does not change what a trial gives.
+_BUDGET: Final = frozenset({"confirm", "seconds", "study", "tolerance", "trials"})
+_PLACES: Final = frozenset({"training.output_dir", "activation_cache.dir", "activation_cache.max_size"})
+
+
+def search(config: RunConfig, watch: Callable[[Progress], None] = lambda progress: None) -> Answer:
+    """Searches for a plan, writes the answer into the output folder, and returns it.
+
+    Args:
+        config: A config with a `search` section.
+        watch: Is told how far the search is, before and after each trial.
+
+    Raises:
+        ConfigError: Something in the config does not exist or does not fit the data or the model.
+        PlanError: A depth is beyond the blocks of the model.
+        SearchError: The study cannot be used, or every trial failed.
+    """
+    section = _section_of(config)
+    plans = _Plans()
+    space = make_space(config, section, plans.carriers)
+    _check_depths(config, section, plans)
+    _check_rows(config, section)
+    folder = Path(str(config.training["output_dir"]))
+    folder.mkdir(parents=True, exist_ok=True)
+    path = Path(section.study).expanduser() if section.study is not None else folder / "study.db"
+    study = SearchStudy(path, space, section, seed=_seed(config), identity=_identity(config))
+    try:
+        return _answer(config, space, study, plans, watch)
+    finally:
+        study.close()
+
+
+def _answer(
+    config: RunConfig, space: Space, study: SearchStudy, plans: _Plans, watch: Callable[[Progress], None]
+) -> Answer:
+    """Runs what is left of a search, and writes what it found."""
+    section, runner = _section_of(config), TrialRunner()
+
+    def made(point: Point) -> RunConfig:
+        return config_of(config, space.axes, point, carriers=plans.carriers)
+
+    def run_trial(point: Point, report: Report) -> TrialOutcome:
+        return runner.train(made(point), report)
+
+    if study.num_left:
+        runner.prepare(made(_shared_point(space)), section.metric)
+    trials = run_trials(study, section, run_trial, watch)
+    found = recommend(trials, section.metric, section.direction, tolerance=section.tolerance)
+    is_over = study.num_left == 0 and all(trial.is_finished for trial in trials)
+    confirmations: tuple[Confirmation, ...] = ()
+    if found is not None and is_over and section.confirm.seeds:
+        configs = {
+            RECOMMENDED: made(found.chosen.point),
+            "best of the search": made(found.best.point),
+            FULL: _full(config, section),
+        }
+        first = _seed(config)
+        seeds = range(first, first + section.confirm.seeds)
+        confirmations = confirm(study, configs, lambda each: runner.train(each, on_test=True), seeds=seeds)
+    front = pareto_front(trials, section.metric, section.direction)
+    answer = Answer(section, space.axes, tuple(trials), tuple(front), found, confirmations, is_over=is_over)
+    folder = Path(str(config.training["output_dir"]))
+    if found is None:
+        return write_answer(answer, folder, None)
+    plan = {"training.output_dir": str(folder / "recommended")}
+    chosen = without_secrets(override(made(found.chosen.point), plan, source="search"))
+    return write_answer(answer, folder, to_yaml(chosen))
+
+
+class _Plans:
+    """What plans make of configs, found once each on models without weights."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, FreezePlan] = {}
+
+    def plan(self, config: RunConfig) -> FreezePlan:
+        """Returns the plan of a config."""
+        request = request_of(config)
+        key = request.model_dump_json(include={"model", "freeze", "adapters"})
+        if key not in self._found:
+            self._found[key] = empty_plan(request, num_labels=num_labels_of(config.data) or 2)
+        return self._found[key]
+
+    def carriers(self, config: RunConfig) -> Any:
+        """Returns the blocks that train in full, as configs spell them, or None where there are none."""
+        plan = self.plan(config)
+        selections: dict[str, Any] = {}
+        for stack in plan.layout.stacks:
+            full = [i for i in range(stack.num_blocks) if plan.treatments[block_role(stack.name, i)] == "full"]
+            is_top = full == list(range(stack.num_blocks - len(full), stack.num_blocks))
+            selections[stack.name] = ({"last": len(full)} if is_top else {"indices": full}) if full else "none"
+        if all(selection == "none" for selection in selections.values()):
+            return None
+        return next(iter(selections.values())) if len(selections) == 1 else selections
+
+
+def _section_of(config: RunConfig) -> SearchConfig:
+    if config.search is None:
+        raise ConfigError(
+            "search: the config has no such section; got null. It says what is varied, such as "
+            "{depths: [2, 3, 4], learning_rates: [1e-4, 3e-4]}. Add it."
+        )
+    return config.search
+
+
+def _seed(config: RunConfig) -> int:
+    return int(config.training.get("seed", 42))  # the default of Transformers
+
+
+def _check_rows(config: RunConfig, section: SearchConfig) -> None:
+    """Raises where the rows are missing that plans are compared on, or confirmed on."""
+    rows = prepared_data(get_task(config.model.task), config.data)
+    has = f"The data set has the splits {', '.join(sorted(set(rows.splits.values())))}."
+    if rows.validation is None:
+        raise ConfigError(
+            f"search.metric: there are no rows to evaluate on; got {section.metric!r}. {has} "
+            "Name a split in data.splits.validation."
+        )
+    if section.confirm.seeds and rows.test is None:
+        raise ConfigError(
+            f"search.confirm.seeds: there are no test rows to confirm the answer on; got {section.confirm.seeds}. "
+            f"{has} Name one in data.splits.test, or set search.confirm.seeds to 0."
+        )
+
+
+def _check_depths(config: RunConfig, section: SearchConfig, plans: _Plans) -> None:
+    problems = []
+    for depth in section.depths or ():
+        try:
+            plans.plan(override(config, {"search": None, "freeze.blocks": {"first": depth}}, source="search.depths"))
+        except PlanError as error:
+            problems.append(f"search.depths: {error}")
+    if problems:
+        raise PlanError("\n".join(problems))
+
+
+def _shared_point(space: Space) -> Point:
+    """Returns the plan whose frozen prefix all others share: that of the least depth, without an adapter if it can."""
+
+    def order(point: Point) -> tuple[Any, ...]:
+        return point.get(DEPTH, 0), point.get(ADAPTER, NO_ADAPTER) != NO_ADAPTER
+
+    return min(space.points, key=order)
+
+
+def _full(config: RunConfig, section: SearchConfig) -> RunConfig:
+    """Returns the config of full fine-tuning."""
+    everything = override(config, {"search": None, "freeze": None, "adapters": []}, source="search")
+    return override(everything, section.confirm.full, source="search.confirm.full")
+
+
+def _identity(config: RunConfig) -> dict[str, Any]:
+    """Returns what the trials depend on, by dotted key."""
+    sections = plain_sections(without_secrets(config))
+    flat = _flat({**sections, "search": {k: v for k, v in sections["search"].items() if k not in _BUDGET}})
+    return {key: value for key, value in flat.items() if key not in _PLACES}
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, child in value.items():
+        found.update(_flat(child, f"{prefix}{key}.") if isinstance(child, Mapping) else {f"{prefix}{key}": child})
+    return found

@@ -1,0 +1,84 @@
+"""The plans that a search chooses from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from hf_freeze.config import RunConfig, Selection, parse_config
+from hf_freeze.errors import ConfigError
+from hf_freeze.insight.space import config_of, make_space
+from tests.unit.config.smallest import changed
+
+LORA = {"peft_type": "lora", "r": 4}
+
+
+def config(**section: Any) -> RunConfig:
+    return parse_config(changed({"search": section}))
+
+
+def above(made: RunConfig) -> Any:
+    """What carries adapters in a model of four blocks."""
+    assert made.freeze is not None
+    assert isinstance(made.freeze.blocks, Selection)
+    left = 4 - int(made.freeze.blocks.value)  # type: ignore[arg-type]
+    return {"last": left} if left else None
+
+
+def space_of(made: RunConfig) -> Any:
+    assert made.search is not None
+    return make_space(made, made.search, above)
+
+
+def test_axes_cross() -> None:
+    space = space_of(config(depths=[1, 2], axes={"training.weight_decay": [0, 0.1]}))
+    assert [axis.name for axis in space.axes] == ["depth", "training.weight_decay"]
+    assert [tuple(point.values()) for point in space.points] == [(1, 0), (1, 0.1), (2, 0), (2, 0.1)]
+
+
+def test_adapters_are_one_plan_where_no_block_is_left_to_carry_them() -> None:
+    space = space_of(config(depths=[3, 4], learning_rates=[1e-3, 1e-2], adapters=["none", LORA]))
+    assert len(space.points) == 6
+    full = {"depth": 4, "learning_rate": 1e-3, "adapter": "none"}
+    assert space.same({**full, "adapter": "LORA r=4"}) == full
+
+
+@pytest.mark.parametrize(
+    ("point", "blocks", "adapters"),
+    [
+        ({"depth": 3, "adapter": "LORA r=4"}, Selection("first", 3), [Selection("last", 1)]),
+        ({"depth": 4, "adapter": "LORA r=4"}, Selection("first", 4), []),
+        ({"depth": 2, "adapter": "none"}, Selection("first", 2), []),
+    ],
+)
+def test_a_point_is_a_config_without_the_section(point: Any, blocks: Selection, adapters: list[Selection]) -> None:
+    made = config(depths=[2, 3, 4], adapters=["none", LORA])
+    found = config_of(made, space_of(made).axes, point, carriers=above)
+    assert found.search is None
+    assert found.freeze is not None
+    assert found.freeze.blocks == blocks
+    assert [adapter.blocks for adapter in found.adapters] == adapters
+
+
+def test_values_of_further_axes_may_be_of_any_kind() -> None:
+    made = config(axes={"freeze.always_train": [["*.bias"], []]})
+    space = make_space(made, made.search, lambda _: None)  # type: ignore[arg-type]
+    assert [tuple(point.values()) for point in space.points] == [('["*.bias"]',), ("[]",)]
+    found = config_of(made, space.axes, space.points[0], carriers=above)
+    assert found.freeze is not None
+    assert found.freeze.always_train == ("*.bias",)
+
+
+def test_every_axis_that_names_no_key_and_every_value_that_does_not_fit_is_told() -> None:
+    with pytest.raises(ConfigError) as caught:
+        space_of(
+            config(depths=[1], adapters=[{**LORA, "rr": 1}], axes={"trainin.seed": [1], "training.seed": ["one", 2]})
+        )
+    lines = str(caught.value).splitlines()
+    assert [line.partition("; ")[0] for line in lines] == [
+        "search.adapters: adapters.0.rr: unknown key",
+        "search.axes: trainin: unknown key",
+        "search.axes: training.seed: does not fit TrainingArguments",
+    ]
+    assert lines[1].endswith("Did you mean 'training'?")

@@ -1,0 +1,205 @@
+"""A study outlives its processes: none of its trials is lost or doubled, and foreign files are refused."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from hf_freeze.errors import ConfigError, SearchError
+from hf_freeze.insight import study as study_module
+from tests.conftest import REPOSITORY
+from tests.unit.insight.cheap_search import main, open_study, outcome, section, space
+
+
+def start(path: Path, log: Path, *, seconds: float, trials: int = 12) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "tests.unit.insight.cheap_search", path, log, str(seconds), str(trials)]
+    return subprocess.Popen(command, cwd=REPOSITORY)
+
+
+def wait_for(log: Path, text: str) -> None:
+    deadline = time.monotonic() + 60
+    while not (log.exists() and text in log.read_text()):
+        assert time.monotonic() < deadline, f"{text!r} was not logged"
+        time.sleep(0.02)
+
+
+def ended(log: Path) -> Counter[str]:
+    return Counter(line.removeprefix("ends ") for line in log.read_text().splitlines() if line.startswith("ends "))
+
+
+class TestProcesses:
+    def test_a_killed_search_goes_on_with_no_trial_lost_or_doubled(self, tmp_path: Path) -> None:
+        path, log = tmp_path / "study.db", tmp_path / "log"
+        main(path, log, seconds=0, trials=3)
+        process = start(path, log, seconds=60)
+        wait_for(log, "begins a")
+        while log.read_text().count("begins") < 4:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        killed = log.read_text().splitlines()[-1].removeprefix("begins ")
+        trials = main(path, log, seconds=0, trials=12)
+        assert len(ended(log)) == 12
+        assert set(ended(log).values()) == {1}
+        assert killed in ended(log)
+        assert [trial.state for trial in trials] == ["complete"] * 12
+        # What was interrupted is begun again before anything new.
+        begun = [line.removeprefix("begins ") for line in log.read_text().splitlines() if line.startswith("begins")]
+        assert begun[3:5] == [killed, killed]
+
+    def test_several_processes_share_the_trials_and_leave_running_ones_alone(self, tmp_path: Path) -> None:
+        path, log = tmp_path / "study.db", tmp_path / "log"
+        processes = [start(path, log, seconds=0.1) for _ in range(2)]
+        assert [process.wait(timeout=120) for process in processes] == [0, 0]
+        assert len(ended(log)) == 12
+        assert set(ended(log).values()) == {1}
+
+    def test_a_trial_that_another_process_runs_is_not_taken(self, tmp_path: Path) -> None:
+        path, log = tmp_path / "study.db", tmp_path / "log"
+        process = start(path, log, seconds=60, trials=1)
+        wait_for(log, "begins")
+        study = open_study(path, space(4, 3), section(trials=1, pruner="none"))
+        assert study.ask() is None
+        assert [trial.state for trial in study.trials] == ["running"]
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        asked = study.ask()
+        assert asked is not None
+        assert [trial.state for trial in study.trials] == ["running"]
+        study.close()
+
+
+class TestBudget:
+    def test_trials_end_with_the_plans(self, tmp_path: Path) -> None:
+        assert len(main(tmp_path / "study.db", tmp_path / "log", seconds=0, trials=100)) == 12
+
+    def test_a_larger_budget_goes_on_where_a_smaller_one_ended(self, tmp_path: Path) -> None:
+        for trials in (2, 5):
+            assert len(main(tmp_path / "study.db", tmp_path / "log", seconds=0, trials=trials)) == trials
+        assert sum(ended(tmp_path / "log").values()) == 5
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "grid"])
+def test_every_plan_is_proposed_once_and_in_the_same_order_for_the_same_study(tmp_path: Path, sampler: str) -> None:
+    orders = []
+    for name in ("one.db", "other.db"):
+        study = open_study(tmp_path / name, space(4, 3), section(trials=99, sampler=sampler, pruner="none"))
+        points = []
+        while (asked := study.ask()) is not None:
+            points.append(tuple(asked.point.values()))
+            study.tell(asked, outcome(float(asked.point["axis0"] == "a2")), is_pruned=False)
+        study.close()
+        orders.append(points)
+    assert sorted(orders[0]) == sorted(space(4, 3).crossings)
+    assert orders[0] == orders[1]
+
+
+def test_the_first_axis_takes_its_values_in_turn(tmp_path: Path) -> None:
+    study = open_study(tmp_path / "study.db", space(4, 3), section(trials=8, sampler="grid", pruner="none"))
+    values = []
+    while (asked := study.ask()) is not None:
+        values.append(asked.point["axis0"])
+        study.tell(asked, outcome(0.5), is_pruned=False)
+    study.close()
+    assert sorted(values[:4]) == sorted(values[4:]) == ["a0", "a1", "a2", "a3"]
+
+
+def test_tpe_turns_to_what_was_good(tmp_path: Path) -> None:
+    study = open_study(tmp_path / "study.db", space(6, 6), section(trials=20, pruner="none"))
+    points = []
+    while (asked := study.ask()) is not None:
+        points.append(asked.point)
+        study.tell(asked, outcome(float(asked.point["axis0"] == "a2")), is_pruned=False)
+    study.close()
+    good = [point["axis0"] == "a2" for point in points]
+    assert sum(good[10:]) > sum(good[:10])
+
+
+class TestPruning:
+    @staticmethod
+    def states(path: Path, values: list[float], **options: float) -> list[str]:
+        study = open_study(path, space(8, 8), section(trials=len(values), sampler="grid", **options))
+        for value in values:
+            asked = study.ask()
+            assert asked is not None
+            is_pruned = study.report(asked, value, 1, is_last=False)
+            study.tell(asked, outcome(value), is_pruned=is_pruned)
+        states = [trial.state for trial in study.trials]
+        study.close()
+        return states
+
+    def test_the_worse_half_ends_early(self, tmp_path: Path) -> None:
+        states = self.states(tmp_path / "study.db", [0.5, 0.1, 0.9, 0.2, 0.3, 0.95], min_complete=0)
+        assert states == ["complete", "pruned", "complete", "pruned", "pruned", "complete"]
+
+    def test_enough_trials_are_trained_to_the_end(self, tmp_path: Path) -> None:
+        worse_and_worse = [1 - 0.01 * index for index in range(20)]
+        assert self.states(tmp_path / "study.db", worse_and_worse, min_complete=0.6).count("complete") == 12
+
+    def test_the_last_evaluation_ends_nothing_early(self, tmp_path: Path) -> None:
+        study = open_study(tmp_path / "study.db", space(3), section(min_complete=0))
+        for value in (0.9, 0.1):
+            asked = study.ask()
+            assert asked is not None
+            assert not study.report(asked, value, 1, is_last=True)
+        study.close()
+
+
+class TestRefusals:
+    def test_a_study_of_another_config_is_refused_with_the_difference(self, tmp_path: Path) -> None:
+        path = tmp_path / "study.db"
+        open_study(path, space(2), section(), epochs=3, rate=0.1).close()
+        open_study(path, space(2), section(), epochs=3, rate=0.1).close()
+        with pytest.raises(ConfigError) as caught:
+            open_study(path, space(2), section(), epochs=5, dropout=True, rate=0.1)
+        assert str(caught.value) == (
+            f"search.study: was made for another config; got {str(path)!r}, in which dropout was None and is True "
+            "here; epochs was 3 and is 5 here. The trials of a study have one config. Restore the config, or name "
+            "another file."
+        )
+
+    def test_a_file_that_is_no_study_is_refused(self, tmp_path: Path) -> None:
+        path = tmp_path / "study.db"
+        path.write_text("name,age\n" * 500)
+        with pytest.raises(SearchError) as caught:
+            open_study(path, space(2), section())
+        assert str(caught.value) == (
+            f"search.study: this file cannot be used as a study; got {str(path)!r}. SQLite says: file is not a "
+            "database. Name a new file, or one that a search has written."
+        )
+        assert path.read_text().startswith("name,age")
+
+    @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anything")
+    def test_a_study_that_cannot_be_written_is_refused(self, tmp_path: Path) -> None:
+        path = tmp_path / "study.db"
+        open_study(path, space(2), section()).close()
+        path.chmod(0o400)
+        with pytest.raises(SearchError) as caught:
+            open_study(path, space(2), section())
+        assert str(caught.value) == (
+            f"search.study: this study cannot be written; got {str(path)!r}. Each trial is noted there. Make the file "
+            "and its folder writable, or name another file."
+        )
+
+    def test_a_locked_study_is_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(study_module, "LOCK_TIMEOUT", 0.1)
+        path = tmp_path / "study.db"
+        open_study(path, space(2), section()).close()
+        holder = sqlite3.connect(path)
+        holder.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(SearchError) as caught:
+            open_study(path, space(2), section())
+        holder.close()
+        assert str(caught.value) == (
+            "search.study: another process kept this study locked for 0.1 seconds; got "
+            f"{str(path)!r}. Processes share a study, but one at a time writes. End the process that holds it open, "
+            "and start again: nothing is lost."
+        )

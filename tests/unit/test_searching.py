@@ -1,0 +1,241 @@
+"""A whole search with a tiny model: what its trials are, what it writes, and what it refuses."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+from typer.testing import CliRunner, Result
+
+from hf_freeze.cli import app
+from hf_freeze.config import load_config, override
+from hf_freeze.insight.answer import Answer
+from hf_freeze.run import Run
+from hf_freeze.run.searching import search
+from tests import tiny_run
+
+LORA = {"peft_type": "LORA", "r": 2, "target_modules": ["query"]}
+
+
+def write_config(folder: Path, section: dict[str, Any] | None, *, splits: str = "train validation test") -> Path:
+    model = folder.parent / "model"
+    rows = tiny_run.write_rows(folder / "rows", splits=splits)
+    sections = tiny_run.sections(model, rows, folder / "out", max_steps=-1, num_train_epochs=2)
+    sections["activation_cache"] = {"dir": str(folder / "cache")}
+    if section is not None:
+        sections["search"] = {"metric": "accuracy", "direction": "maximize", **section}
+    path = folder / "config.yaml"
+    YAML().dump(sections, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("search")
+    tiny_run.write_model(folder / "model")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def config(folder: Path) -> Path:
+    """A config of three plans: with and without LoRA at depth 3, and the head alone."""
+    (folder / "whole").mkdir()
+    section = {"depths": [3, 4], "adapters": ["none", LORA], "confirm": {"seeds": 2}, "pruner": "none"}
+    return write_config(folder / "whole", section)
+
+
+@pytest.fixture(scope="module")
+def answer(config: Path) -> Answer:
+    return search(load_config(config))
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], prog_name="hf-freeze")
+
+
+class TestAnswer:
+    def test_every_plan_is_a_trial(self, answer: Answer) -> None:
+        plans = sorted((trial.point["depth"], trial.point["adapter"], trial.state) for trial in answer.trials)
+        assert plans == [
+            (3, 'LORA r=2 target_modules=["query"]', "complete"),
+            (3, "none", "complete"),
+            (4, "none", "complete"),
+        ]
+        trained = {trial.point["depth"]: trial.outcome.num_trainable for trial in answer.trials if trial.outcome}
+        assert trained[4] == 1122  # pooler and classifier
+
+    def test_a_trial_is_what_training_its_config_gives(self, answer: Answer, config: Path) -> None:
+        trial = next(found for found in answer.trials if found.point == {"depth": 4, "adapter": "none"})
+        plain = override(
+            load_config(config),
+            {
+                "search": None,
+                "freeze.blocks": {"first": 4},
+                "training.eval_strategy": "epoch",
+                "training.output_dir": str(config.parent / "plain"),
+                "activation_cache.enabled": False,
+            },
+            source="test",
+        )
+        trained = Run(plain).train()
+        assert trial.outcome is not None
+        loss = trained.metrics["eval_loss"]
+        assert trial.outcome.metrics["eval_loss"] == pytest.approx(loss, abs=1e-6)
+
+    def test_the_plan_to_take_is_a_config_that_trains(self, answer: Answer) -> None:
+        assert answer.recommendation is not None
+        path = next(file for file in answer.files if file.endswith("recommended.yaml"))
+        made = load_config(path)
+        assert made.search is None
+        assert made.freeze is not None
+        assert made.freeze.blocks.value == answer.recommendation.chosen.point["depth"]  # type: ignore[union-attr]
+        assert set(Run(made).train().metrics) >= {"eval_accuracy", "test_accuracy"}
+
+    def test_it_is_confirmed_beside_full_fine_tuning_with_the_same_seeds(self, answer: Answer) -> None:
+        assert [found.name for found in answer.confirmations] == [
+            "recommended",
+            "best of the search",
+            "full fine-tuning",
+        ]
+        assert [len(found.scores("eval_accuracy")) for found in answer.confirmations] == [2, 2, 2]
+        assert answer.confirmations[2].outcomes[0].num_trainable == 40_642
+        assert any("ull fine-tuning" in sentence and "2 seeds" in sentence for sentence in answer.sentences)
+
+    def test_the_report_and_the_picture_are_written_and_nothing_else(self, answer: Answer, config: Path) -> None:
+        out = config.parent / "out"
+        written = {path.name for path in out.iterdir()} - {"recommended"}
+        assert written == {"study.db", "study.db.lock", "search.md", "search.png", "recommended.yaml"}
+        assert (out / "search.png").read_bytes().startswith(b"\x89PNG\r\n")
+        report = (out / "search.md").read_text()
+        assert all(sentence in report for sentence in answer.sentences)
+        assert report.count("| complete |") == 3
+
+    def test_the_cache_is_deepened_and_not_built_anew(self, answer: Answer, config: Path) -> None:
+        from hf_freeze.activation_cache.housekeeping import list_stores
+
+        stores = {store.depth: store.rows for store in list_stores(config.parent / "cache")}
+        assert set(stores) == {3, 4}
+        assert stores[3] == stores[4]
+
+    def test_a_search_that_is_over_trains_nothing_more(self, answer: Answer, config: Path) -> None:
+        result = call("search", config)
+        assert result.exit_code == 0, result.output
+        assert "3 trials: 3 complete." in result.stdout
+        assert "Recommended: trial" in result.stdout
+        assert f"Written: {config.parent / 'out' / 'recommended.yaml'}" in result.stdout
+        again = search(load_config(config))
+        assert again.trials == answer.trials
+        assert again.confirmations == answer.confirmations
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("section", "expected"),
+        [
+            (
+                None,
+                (
+                    "search: the config has no such section; got null. It says what is varied, such as "
+                    "{depths: [2, 3, 4], learning_rates: [1e-4, 3e-4]}. Add it.\n"
+                ),
+            ),
+            (
+                {"depths": [3, 9]},
+                (
+                    "search.depths: freeze.blocks: cannot select the first 9 blocks; bert.encoder.layer has 4. "
+                    "Select at most 4.\n"
+                ),
+            ),
+            (
+                {"depths": [3], "metric": "acuracy"},
+                (
+                    "search.metric: no evaluation logs it; got 'eval_acuracy'. Evaluations log eval_accuracy, eval_f1, "
+                    "eval_loss. Name one of them. Did you mean 'eval_accuracy'?\n"
+                ),
+            ),
+        ],
+    )
+    def test_a_request_that_cannot_be_carried_out_ends_with_2(
+        self, folder: Path, tmp_path: Path, section: dict[str, Any] | None, expected: str
+    ) -> None:
+        (tmp_path / "model").symlink_to(folder / "model")
+        (tmp_path / "x").mkdir()
+        result = call("search", write_config(tmp_path / "x", section))
+        assert result.exit_code == 2
+        assert result.stderr.endswith(expected)
+
+    @pytest.mark.parametrize(
+        ("splits", "expected"),
+        [
+            (
+                "train",
+                (
+                    "search.metric: there are no rows to evaluate on; got 'eval_accuracy'. The data set has the splits "
+                    "train. Name a split in data.splits.validation.\n"
+                ),
+            ),
+            (
+                "train validation",
+                (
+                    "search.confirm.seeds: there are no test rows to confirm the answer on; got 5. The data set has "
+                    "the splits train, validation. Name one in data.splits.test, or set search.confirm.seeds to 0.\n"
+                ),
+            ),
+        ],
+    )
+    def test_rows_are_needed(self, folder: Path, tmp_path: Path, splits: str, expected: str) -> None:
+        (tmp_path / "model").symlink_to(folder / "model")
+        (tmp_path / "x").mkdir()
+        result = call("search", write_config(tmp_path / "x", {"depths": [3]}, splits=splits))
+        assert (result.exit_code, result.stderr.splitlines(keepends=True)[-1]) == (2, expected)
+
+    def test_a_missing_package_is_told_with_the_extra(
+        self, config: Path, answer: Answer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(sys.modules, "optuna", None)
+        result = call("search", config)
+        assert (result.exit_code, result.stderr) == (
+            2,
+            (
+                "search: needs a package that is not installed; got no optuna. It comes with an extra of hf_freeze. "
+                "Install it: pip install 'hf-freeze[search]'.\n"
+            ),
+        )
+
+    def test_a_study_of_another_config_is_refused(self, config: Path, answer: Answer) -> None:
+        result = call("search", config, "training.num_train_epochs=3")
+        study = config.parent / "out" / "study.db"
+        assert result.exit_code == 2
+        assert result.stderr.endswith(
+            f"search.study: was made for another config; got {str(study)!r}, in which training.num_train_epochs was 2 "
+            "and is 3 here. The trials of a study have one config. Restore the config, or name another file.\n"
+        )
+
+
+@pytest.mark.slow
+def test_a_command_that_is_killed_goes_on_where_it_was(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "model").symlink_to(folder / "model")
+    (tmp_path / "x").mkdir()
+    section = {"depths": [1, 2, 3, 4], "learning_rates": [1e-3, 1e-2], "pruner": "none", "confirm": {"seeds": 0}}
+    path = write_config(tmp_path / "x", section)
+    command = [sys.executable, "-c", "from hf_freeze.cli import main; main()", "search", str(path)]
+    errors = tmp_path / "errors"
+    with errors.open("w") as file:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=file, env=os.environ)
+        deadline = time.monotonic() + 120
+        while "trial 1:" not in errors.read_text():
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    found = search(load_config(path))
+    assert [trial.state for trial in found.trials] == ["complete"] * 8
+    assert len({tuple(trial.point.items()) for trial in found.trials}) == 8
