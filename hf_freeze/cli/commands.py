@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from hf_freeze.cli import cache, export, merge, verify
+from hf_freeze.cli import cache, export, merge, push, verify
 from hf_freeze.cli.terminal import errors_on_stderr, new_console, new_grid, print_grid, print_lines, say
 from hf_freeze.config import RunConfig, json_schema, load_config
 
@@ -31,6 +31,7 @@ app.add_typer(cache.app, name="cache")
 app.command()(merge.merge)
 app.command()(verify.verify)
 app.command()(export.export)
+app.command()(push.push)
 
 ConfigArgument = Annotated[str, typer.Argument(metavar="CONFIG", help="Config file.")]
 TargetArgument = Annotated[
