@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from hf_freeze.run import LayoutTable, PlanTable, RunResult
 
 _EXIT_INTERRUPTED = 130  # what shells report for a process that Ctrl-C ended
-_GIB = 1 << 30  # bytes
 
 app = typer.Typer(
     help="Fine-tune Hugging Face Transformers while only part of the model moves.",
@@ -67,6 +66,9 @@ def train(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
             result = prepared.train()
             if prepared.is_main_process:
                 _print_result(result)
+            address = prepared.push()
+            if address is not None:
+                print_lines(new_console(), f"Pushed to the Hub: {address}")
     except KeyboardInterrupt:
         say(_kept(loaded))
         raise typer.Exit(_EXIT_INTERRUPTED) from None
@@ -154,22 +156,10 @@ def _print_result(result: RunResult) -> None:
     for name, value in result.metrics.items():
         grid.add_row(name, f"{value:.4f}")
     print_grid(console, grid)
-    memory = "GPU memory" if result.on_gpu else "memory of the process"
     print_lines(
         console,
-        f"Training took {result.seconds:.1f} seconds. Peak {memory}: {result.peak_memory_bytes / _GIB:.2f} GiB.",
-        *_cache_lines(result),
+        *result.costs,
         f"The model is saved in {result.output_dir}. To load it:",
         "",
         *(f"    {line}".rstrip() for line in result.loading_lines),
     )
-
-
-def _cache_lines(result: RunResult) -> tuple[str, ...]:
-    """Says what the activation cache did, or why it did nothing."""
-    stats = result.cache
-    if stats is None:
-        return () if result.cache_reason is None else (f"The activation cache was off: {result.cache_reason}.",)
-    served = f"{stats.hits:,} rows were served and {stats.misses:,} were not there"
-    built = f"built in {stats.build_seconds:.1f} seconds; about {max(0.0, stats.seconds_saved):.1f} seconds were saved"
-    return (f"Activation cache: {served}; {stats.num_bytes / 1e6:,.0f} MB, {built}.",)

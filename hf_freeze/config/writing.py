@@ -17,6 +17,8 @@ from hf_freeze.errors import ConfigError
 # Where configs may hold credentials: they are not written beside the model, which is made to be shared.
 SECRETS: Final = frozenset({"hub_token", "proxies", "storage_options", "token"})
 
+PLAN_SECTIONS: Final = ("freeze", "adapters", "schedule", "lr_multipliers")
+
 
 class _Representer(SafeRepresenter):
     """Writes every value out where it stands and keeps the order of keys."""
@@ -46,13 +48,35 @@ def to_yaml(config: RunConfig) -> str:
     Raises:
         ConfigError: If the config holds objects, as one made in Python can.
     """
+    return _dump(_plain(config))
+
+
+def plan_to_yaml(config: RunConfig) -> str:
+    """Returns the YAML of the sections that a plan follows from, the model left out.
+
+    Args:
+        config: The config.
+
+    Raises:
+        ConfigError: If the config holds objects, as one made in Python can.
+    """
+    sections = _plain(config)
+    return _dump({name: sections[name] for name in PLAN_SECTIONS if name in sections} or {"freeze": {"blocks": "none"}})
+
+
+def _plain(config: RunConfig) -> dict[str, Any]:
+    """Returns a config as plain data, without the keys that have their default."""
     sections = config.model_dump(exclude_defaults=True)
     for entry, adapter in zip(sections.get("adapters", ()), config.adapters, strict=True):
         entry.update(adapter.peft_options)  # as they are: pydantic would write objects out as mappings
     try:
-        plain = as_plain(sections)
+        plain: dict[str, Any] = as_plain(sections)
     except ProblemsFound as error:
         raise ConfigError(str(error)) from None
+    return plain
+
+
+def _dump(plain: dict[str, Any]) -> str:
     yaml = YAML(typ="safe", pure=True)
     yaml.Representer = _Representer
     yaml.default_flow_style = False

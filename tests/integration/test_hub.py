@@ -140,9 +140,8 @@ def test_push_takes_what_is_needed_and_replaces_what_was_there(hub: Hub, model: 
     assert (done.returncode, done.stderr) == (0, "")
     pushed = sorted(["README.md", "hf_freeze.yaml", *contents(model)])
     made = hub.repos["reader/model"].branches["main"][-1]
-    assert done.stdout == f"Pushed {', '.join(pushed)} to reader/model:
-{hub.endpoint}/reader/model/commit/{made.oid}
-"
+    address = f"{hub.endpoint}/reader/model/commit/{made.oid}"
+    assert done.stdout == f"Pushed {', '.join(pushed)} to reader/model:\n{address}\n"
     assert hub.files("reader/model").keys() == {*pushed, "LICENSE"}
     assert hub.files("reader/model")["model.safetensors"] == (model / "model.safetensors").read_bytes()
     assert hub.files("reader/model")["hf_freeze.yaml"].decode() == (
