@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-import xml.etree.ElementTree as ElementTree
+import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -93,7 +93,7 @@ def test_a_card_is_valid_and_its_code_runs(
 
 def test_the_picture_shows_what_each_role_did(train: Callable[..., Path]) -> None:
     folder = train(freeze={"blocks": {"first": 2}})
-    root = ElementTree.fromstring((folder / TIMELINE_FILE).read_text())
+    root = ET.fromstring((folder / TIMELINE_FILE).read_text())
     texts = [element.text for element in root.iter() if element.tag.endswith("text")]
     assert texts == ["embeddings", "blocks[0-1]", "blocks[2-3]", "head", "step 0", "step 2", "frozen", "full"]
     fills = [element.get("fill") for element in root.iter() if element.tag.endswith("rect")]
