@@ -69,12 +69,14 @@ class Hub:
         objects: Large files by their SHA-256.
         requests: Method and path of every request, in order.
         drop: How often connections are dropped without an answer for requests whose path ends so.
+        statuses: What requests whose path ends so are answered with, whatever they ask for.
     """
 
     repos: dict[str, Repo] = field(default_factory=dict)
     objects: dict[str, bytes] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
     drop: Counter[str] = field(default_factory=Counter)
+    statuses: dict[str, int] = field(default_factory=dict)
     endpoint: str = ""
 
     def environment(self, home: Path, *, token: str | None = TOKEN) -> dict[str, str]:
@@ -162,6 +164,9 @@ class _Handler(BaseHTTPRequestHandler):
                 self.close_connection = True
                 return
         try:
+            for end, status in self.hub.statuses.items():
+                if path.endswith(end):
+                    raise _Refusal(status, message="Something is wrong here")
             self._route(path, body)
         except _Refusal as refusal:
             headers = {"X-Error-Code": refusal.code, "X-Error-Message": refusal.message}

@@ -97,13 +97,13 @@ def check_onnx(dtype: torch.dtype, rows: Sequence[Row]) -> None:
 
 
 class _Outputs(nn.Module):
-    """Calls a model with keywords and returns its tensors, in the order of their names."""
+    """Calls a model and returns its tensors, in the order of their names."""
 
     def __init__(self, model: PreTrainedModel, names: Sequence[str]) -> None:
         super().__init__()
         self.model, self.names = model, names
 
-    def forward(self, **inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def forward(self, inputs: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
         outputs = self.model(**inputs)
         return tuple(outputs[name] for name in self.names)
 
@@ -112,12 +112,11 @@ def _export(model: PreTrainedModel, example: Mapping[str, torch.Tensor], names: 
     free = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length")}
     torch.onnx.export(
         _Outputs(model, names).eval(),
-        (),
+        (dict(example),),
         str(target),
-        kwargs=dict(example),
         input_names=list(example),
         output_names=list(names),
-        dynamic_shapes=dict.fromkeys(example, free),
+        dynamic_shapes=(dict.fromkeys(example, free),),
         dynamo=True,
         verbose=False,
     )

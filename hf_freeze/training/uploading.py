@@ -24,14 +24,7 @@ from huggingface_hub import (
     get_token,
     hf_hub_url,
 )
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 from ruamel.yaml import YAML
 
 from hf_freeze.errors import ConfigError, ShareError
@@ -197,28 +190,22 @@ def _reason(error: BaseException) -> tuple[str, str]:
     place = _CREDENTIALS.sub("", constants.ENDPOINT)
     if isinstance(error, OfflineModeIsEnabled):
         return "the Hub is not asked while HF_HUB_OFFLINE is set", "Unset HF_HUB_OFFLINE."
-    if isinstance(error, GatedRepoError):
-        return "this repo is gated, and your token has no access", f"Ask for access on {place}."
-    if isinstance(error, RevisionNotFoundError):
-        return "this repo has no such revision", "Name a branch, a tag or a commit that it has."
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
-    if status == 401 or isinstance(error, RepositoryNotFoundError):
-        if get_token() is None:
-            return f"{place} asks for a token, and none is known", "Run `hf auth login`, or set HF_TOKEN."
-        if status == 401:
-            return f"{place} does not accept your token", "Run `hf auth login` again, or set HF_TOKEN."
-        return f"{place} has no such repo that your token may see", "Name one that exists."
+    if status == 401 and get_token() is None:
+        return f"{place} asks for a token, and none is known", "Run `hf auth login`, or set HF_TOKEN."
+    if status == 401:
+        return f"{place} does not accept your token", "Run `hf auth login` again, or set HF_TOKEN."
     if status == 403:
         return "your token may not write to this repo", "Use a token with write access, or another owner."
     if status is not None:
         return f"{place} answered with status {status}", "Wait until it answers."
     if isinstance(error, ValueError):
-        return f"the Hub refuses what is pushed ({_first_line(error)})", "Change what it names."
+        return f"the Hub refuses what is pushed ({_one_line(error)})", "Change what it names."
     cause = error.__cause__ or error
     return f"the connection to {place} failed ({type(cause).__name__})", "Look after the network."
 
 
-def _first_line(error: BaseException) -> str:
+def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split()).rstrip(".")
 
 

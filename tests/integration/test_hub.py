@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from hf_freeze.errors import ShareError
+from hf_freeze.sharing.hub import push_run
 from hf_freeze.training.checkpoint import MANIFEST_FILE, STATE_FILE, WEIGHTS_FILE, is_complete
 from tests import hub_client, hub_server, tiny_run
 from tests.hub_server import READ_TOKEN, TOKEN, Hub, Repo
@@ -154,7 +156,12 @@ def test_what_the_hub_refuses_is_said_and_the_run_stays_as_it_was(hub: Hub, mode
     before = contents(model)
     hub.repos["reader/model"] = Repo()
     hub.drop.update({"/repos/create": 1, "/commit/main": 1, "/preupload/main": 1})
+    hub.statuses["/preupload/broken"] = 507
     (tmp_path / "empty").mkdir()
+    wrong = tmp_path / "wrong"
+    wrong.mkdir()
+    (wrong / "model.safetensors").write_bytes(b"")
+    (wrong / "README.md").write_text("---\nbase_model: my model\n---\n")
     to_model = {"folder": model, "repo_id": "model"}
     calls = [
         {**to_model, "repo_id": "../model"},
@@ -167,6 +174,8 @@ def test_what_the_hub_refuses_is_said_and_the_run_stays_as_it_was(hub: Hub, mode
         {**to_model, "token": READ_TOKEN},
         {**to_model, "token": "hf_unknown"},
         {**to_model, "token": ""},
+        {"folder": wrong, "repo_id": "model"},
+        {**to_model, "revision": "broken"},
         to_model,
     ]
     results, printed = hub_client.ask(hub, tmp_path / "home", "push", calls)
@@ -176,6 +185,10 @@ def test_what_the_hub_refuses_is_said_and_the_run_stays_as_it_was(hub: Hub, mode
     )
     no_model = "RUN: there is no model of a finished run; got"
     dropped = ("the connection to HUB failed (RemoteProtocolError)", "Look after the network.")
+    metadata = (
+        "the Hub refuses what is pushed (Invalid metadata in README.md. - base_model must be the id of a repo; got "
+        "'my model')"
+    )
     log_in = "Run `hf auth login`, or set HF_TOKEN."
     assert results == [
         ["ConfigError", NO_NAME.format("../model")],
@@ -188,6 +201,8 @@ def test_what_the_hub_refuses_is_said_and_the_run_stays_as_it_was(hub: Hub, mode
         refused(hub, model, "model", *MAY_NOT),
         refused(hub, model, "model", "HUB does not accept your token", "Run `hf auth login` again, or set HF_TOKEN."),
         refused(hub, model, "model", "HUB asks for a token, and none is known", log_in),
+        refused(hub, wrong, "model", metadata, "Change what it names."),
+        refused(hub, model, "model", "HUB answered with status 507", "Wait until it answers.", " --revision broken"),
         sorted(contents(model)),
     ]
     assert contents(model) == before
@@ -205,3 +220,10 @@ def test_without_a_network_the_run_stays_and_the_message_says_how_to_go_on(model
     _, message = refused(hub, model, "model", *failed, " --revision v1 --private")
     assert (done.returncode, done.stdout, done.stderr) == (2, "", f"{message}\n")
     assert contents(model) == before
+
+
+def test_a_client_that_is_kept_off_the_hub_says_so(model: Path) -> None:
+    with pytest.raises(ShareError) as caught:
+        push_run(str(model), "model")
+    what, do = "the Hub is not asked while HF_HUB_OFFLINE is set", "Unset HF_HUB_OFFLINE."
+    assert str(caught.value) == refused(Hub(), model, "model", what, do)[1]
