@@ -24,7 +24,7 @@ RowsOption = Annotated[
     str | None,
     typer.Option(
         metavar="FILE",
-        help="Texts, one on each line, that an ONNX model is compared with the model on; those of the run if not given.",
+        help="Texts, one on each line, that an ONNX model is compared on; those of the run if not given.",
     ),
 ]
 

@@ -155,7 +155,9 @@ def _loading(facts: CardFacts) -> str:
         pipeline = f'classify = pipeline("{facts.task}", model=model, tokenizer=tokenizer)'
         call = 'print(classify("A warm, funny and moving film."))'
         parts.append(f"Then, as a pipeline:\n\n{_python('from transformers import pipeline', '', pipeline, call)}")
-    load = ("from hf_freeze import load_model", "", repo, "model = load_model(repo)")
+    has_base = facts.is_adapter or facts.is_delta
+    base = f', base="{shown_place(facts.base)}"' if has_base and not is_hub_id(facts.base) else ""
+    load = ("from hf_freeze import load_model", "", repo, f"model = load_model(repo{base})")
     return "\n\n".join([*parts, f"With hf_freeze, in one call:\n\n{_python(*load)}"])
 
 

@@ -48,8 +48,8 @@ def export_model(
         return _export_onnx(path_or_repo, Path(folder), rows, **options)
     if rows:
         raise ConfigError(
-            f"rows: this format is compared with nothing; got {len(rows)} rows for {export_format!r}. The format 'onnx' "
-            "takes rows. Leave rows out."
+            f"rows: this format is compared with nothing; got {len(rows)} rows for {export_format!r}. The format "
+            "'onnx' takes rows. Leave rows out."
         )
     return write_merged(path_or_repo, folder, **options)
 

@@ -1,4 +1,4 @@
-"""The lines of Python that load what a run saved: Transformers and PEFT are all they need."""
+"""The lines of Python that load what a run saved; all but deltas need Transformers and PEFT only."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 
 from peft.utils import CONFIG_NAME
 from transformers import PreTrainedModel
+
+from hf_freeze.training.record import DELTA_FILE
 
 _WIDTH = 96  # characters at which a call is broken into one line per argument
 
@@ -38,6 +40,9 @@ def loading_lines(
     place = repr(folder) if name is None else name
     trusts = {"trust_remote_code": True} if options.get("trust_remote_code") else {}
     tokenizer = _call("tokenizer", "AutoTokenizer", [place], trusts)
+    if Path(folder, DELTA_FILE).exists():
+        load = "from hf_freeze import load_model"
+        return (load, "from transformers import AutoTokenizer", "", f"model = load_model({place})", *tokenizer)
     imports = f"from transformers import {auto_class}, AutoTokenizer"
     if not Path(folder, CONFIG_NAME).exists():
         return (imports, "", *_call("model", auto_class, [place], trusts), *tokenizer)

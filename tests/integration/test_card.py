@@ -45,8 +45,13 @@ def train(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.mark.parametrize(
     "sections",
-    [{"freeze": {"blocks": {"first": 2}}}, {"adapters": [LORA]}, {}],
-    ids=["frozen blocks", "adapters", "nothing frozen"],
+    [
+        {"freeze": {"blocks": {"first": 2}}},
+        {"adapters": [LORA]},
+        {"freeze": {"blocks": {"first": 2}}, "save": {"format": "delta"}},
+        {},
+    ],
+    ids=["frozen blocks", "adapters", "delta", "nothing frozen"],
 )
 def test_a_card_is_valid_and_its_code_runs(
     train: Callable[..., Path],
@@ -63,7 +68,8 @@ def test_a_card_is_valid_and_its_code_runs(
     assert hub_server.TOKEN not in everything
 
     data = ModelCard.load(folder / "README.md").data
-    assert data.library_name == ("peft" if "adapters" in sections else "transformers")
+    library = {"adapters": "peft", "save": "hf_freeze"}
+    assert data.library_name == next((library[name] for name in sections if name in library), "transformers")
     assert data.base_model is None, "a folder is no name on the Hub"
     assert data.pipeline_tag == "text-classification"
     assert {"hf_freeze", "frozen-blocks"} <= set(data.tags)
@@ -73,7 +79,7 @@ def test_a_card_is_valid_and_its_code_runs(
 
     (plan,) = re.findall(r"^```yaml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     read = YAML(typ="safe", pure=True).load(plan)
-    assert read.keys() == (sections.keys() or {"freeze"})
+    assert read.keys() == (sections.keys() - {"save"} or {"freeze"})
     parse_section(Plan, read, key="")
     for heading in ("Load it", "Results", "Plan", "Freeze timeline", "Cost", "Versions"):
         assert f"\n## {heading}\n" in text
@@ -88,7 +94,8 @@ def test_a_card_is_valid_and_its_code_runs(
     namespace: dict[str, Any] = {"__name__": "card"}
     for block in PYTHON.findall(text):
         exec(block, namespace)
-    assert "'score'" in capsys.readouterr().out
+    assert ("'score'" in capsys.readouterr().out) == ("save" not in sections)
+    assert not namespace["model"].training
 
 
 def test_the_picture_shows_what_each_role_did(train: Callable[..., Path]) -> None:
