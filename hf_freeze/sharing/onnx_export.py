@@ -112,11 +112,12 @@ def _export(model: PreTrainedModel, example: Mapping[str, torch.Tensor], names: 
     free = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length")}
     torch.onnx.export(
         _Outputs(model, names).eval(),
-        (dict(example),),
+        (),
         str(target),
+        kwargs={"inputs": dict(example)},
         input_names=list(example),
         output_names=list(names),
-        dynamic_shapes=(dict.fromkeys(example, free),),
+        dynamic_shapes={"inputs": dict.fromkeys(example, free)},
         dynamo=True,
         verbose=False,
     )
