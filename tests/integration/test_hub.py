@@ -41,7 +41,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def refused(hub: Hub, run: Path, repo: str, what: str, do: str, options: str = "") -> list[str]:
     intact = f"The run in '{run}' is intact. Then run `hf-freeze push {run} {repo}{options}` again."
-    return ["ShareError", f"repo: {what}; got '{repo}'. {do} {intact}".replace("HUB", hub.endpoint)]
+    return ["ShareError", f"repo: {what}; got '{repo}'. {do} {intact}".replace("<HUB>", hub.endpoint)]
 
 
 def test_every_strategy_pushes_a_model_that_loads_in_a_fresh_cache(hub: Hub, model: Path, tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_every_strategy_pushes_a_model_that_loads_in_a_fresh_cache(hub: Hub, mod
     assert hub.messages("reader/every", "trial") == [*progress, "End of training"]
     assert hub.repos["reader/end"].private
     assert not hub.repos["reader/every"].private
-    plain = {"README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    plain = {"README.md", "hf_freeze_plan.json", *contents(model)}
     assert hub.files("reader/end").keys() == plain
     assert all(
         commit.files.keys() >= plain - {"README.md"} for commit in hub.repos["reader/every"].branches["trial"][1:]
@@ -133,7 +133,15 @@ def test_push_takes_what_is_needed_and_replaces_what_was_there(hub: Hub, model: 
         "model: {name_or_path: /home/alice/models/tiny}\n"
         "data: {load_dataset: {path: csv, data_files: 'https://alice:pw@example.org/rows.csv'}}\n"
     )
-    (run / "README.md").write_text('# Card\n\n```python\nrepo = "run"\n```\n')
+    metadata = [
+        "---",
+        "base_model: /home/alice/tiny",
+        "tags:",
+        "- base_model:adapter:/home/alice/tiny",
+        "- lora",
+        "---",
+    ]
+    (run / "README.md").write_text("\n".join([*metadata, "```python", 'repo = "run"  # this folder', "```", ""]))
     hub.repos["reader/model"] = Repo()
     hub.repos["reader/model"].branches["main"][-1].files.update(
         {"adapter_config.json": b"{}", "adapter_model.safetensors": b"", "pytorch_model.bin": b"", "LICENSE": b"MIT"}
@@ -149,7 +157,10 @@ def test_push_takes_what_is_needed_and_replaces_what_was_there(hub: Hub, model: 
     assert hub.files("reader/model")["hf_freeze.yaml"].decode() == (
         "model: {name_or_path: tiny}\ndata: {load_dataset: {path: csv, data_files: https://example.org/rows.csv}}\n"
     )
-    assert 'repo = "reader/model"' in hub.files("reader/model")["README.md"].decode()
+    assert hub.files("reader/model")["README.md"].decode().splitlines() == [
+        *("---", "tags:", "- lora", "---"),
+        *("```python", 'repo = "reader/model"  # this folder', "```"),
+    ]
 
 
 def test_what_the_hub_refuses_is_said_and_the_run_stays_as_it_was(hub: Hub, model: Path, tmp_path: Path) -> None:
@@ -184,7 +195,7 @@ def test_what_the_hub_refuses_is_said_and_the_run_stays_as_it_was(hub: Hub, mode
         "training.resume_from_checkpoint=true."
     )
     no_model = "RUN: there is no model of a finished run; got"
-    dropped = ("the connection to HUB failed (RemoteProtocolError)", "Look after the network.")
+    dropped = ("the connection to <HUB> failed (RemoteProtocolError)", "Look after the network.")
     metadata = (
         "the Hub refuses what is pushed (Invalid metadata in README.md. - base_model must be the id of a repo; got "
         "'my model')"
@@ -199,10 +210,10 @@ def test_what_the_hub_refuses_is_said_and_the_run_stays_as_it_was(hub: Hub, mode
         refused(hub, model, "model", *dropped),
         refused(hub, model, "someone/model", *MAY_NOT),
         refused(hub, model, "model", *MAY_NOT),
-        refused(hub, model, "model", "HUB does not accept your token", "Run `hf auth login` again, or set HF_TOKEN."),
-        refused(hub, model, "model", "HUB asks for a token, and none is known", log_in),
+        refused(hub, model, "model", "<HUB> does not accept your token", "Run `hf auth login` again, or set HF_TOKEN."),
+        refused(hub, model, "model", "<HUB> asks for a token, and none is known", log_in),
         refused(hub, wrong, "model", metadata, "Change what it names."),
-        refused(hub, model, "model", "HUB answered with status 507", "Wait until it answers.", " --revision broken"),
+        refused(hub, model, "model", "<HUB> answered with status 507", "Wait until it answers.", " --revision broken"),
         sorted(contents(model)),
     ]
     assert contents(model) == before
@@ -216,7 +227,7 @@ def test_without_a_network_the_run_stays_and_the_message_says_how_to_go_on(model
     hub = Hub(endpoint="http://127.0.0.1:9")  # nobody listens there
     before = contents(model)
     done = hub_client.command(hub, tmp_path / "home", "push", model, "model", "--private", "--revision", "v1")
-    failed = ("the connection to HUB failed (ConnectError)", "Look after the network.")
+    failed = ("the connection to <HUB> failed (ConnectError)", "Look after the network.")
     _, message = refused(hub, model, "model", *failed, " --revision v1 --private")
     assert (done.returncode, done.stdout, done.stderr) == (2, "", f"{message}\n")
     assert contents(model) == before
