@@ -91,6 +91,24 @@ def load(repos: list[list[Any]]) -> list[Any]:
     return results
 
 
+def pull(calls: list[dict[str, Any]]) -> list[Any]:
+    """Loads models with hf_freeze: their logits, or the error. A `token` replaces the usual one."""
+    from transformers import AutoTokenizer
+
+    from hf_freeze import FreezeError, load_model
+
+    results: list[Any] = []
+    for call in calls:
+        os.environ["HF_TOKEN"] = call.pop("token", TOKEN)
+        try:
+            model = load_model(call["repo"], revision=call.get("revision"))
+            tokenizer = AutoTokenizer.from_pretrained(call["repo"], revision=call.get("revision", "main"))
+            results.append(logits(model, tokenizer))
+        except FreezeError as error:
+            results.append([type(error).__name__, str(error)])
+    return results
+
+
 def logits(model: Any, tokenizer: Any) -> list[list[float]]:
     """What a model answers to two sentences."""
     import torch
@@ -102,5 +120,5 @@ def logits(model: Any, tokenizer: Any) -> list[list[float]]:
 
 if __name__ == "__main__":
     called, given = sys.argv[1:]
-    result = {"push": push, "train": train, "load": load}[called](*json.loads(given))
+    result = {"push": push, "train": train, "load": load, "pull": pull}[called](*json.loads(given))
     sys.stdout.write("\n" + json.dumps(result) + "\n")
