@@ -308,7 +308,6 @@ class _Handler(BaseHTTPRequestHandler):
         )
 
     def _batch(self, name: str, body: bytes) -> None:
-        self._repo(name)
         self._check_writer(name.split("/")[0])
         objects = []
         for entry in json.loads(body)["objects"]:
@@ -345,9 +344,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _tree(self, name: str, revision: str, folder: str) -> None:
         files = self._commit(name, revision).files
         entries = []
-        for path, content in sorted(files.items()):
-            if folder and not path.startswith(f"{folder}/"):
-                continue
+        for path in sorted(path for path in files if not folder or path.startswith(f"{folder}/")):
+            content = files[path]
             entry = {"type": "file", "path": path, "size": len(content), "oid": oid(content)}
             if LARGE.search(path):
                 digest = hashlib.sha256(content).hexdigest()
