@@ -33,12 +33,12 @@ $(ENGINE_STAMP): pyproject.toml constraints.txt
 	touch $@
 
 $(DEV_STAMP): $(ENGINE_STAMP)
-	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[search,test,dev]'
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[onnx,search,test,dev]'
 	touch $@
 
 $(LOWEST_STAMP): pyproject.toml constraints-lowest.txt
 	$(call make-venv,$(LOWEST_VENV))
-	$(LOWEST_VENV)/bin/python -m pip install --constraint constraints-lowest.txt --editable '.[search,test]'
+	$(LOWEST_VENV)/bin/python -m pip install --constraint constraints-lowest.txt --editable '.[onnx,search,test]'
 	touch $@
 
 style: $(DEV_STAMP) ## format the code and mend what the linter can mend

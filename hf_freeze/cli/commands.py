@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from hf_freeze.cli import cache, check, export, merge, verify
+from hf_freeze.cli import cache, check, export, merge, push, verify
 from hf_freeze.cli.search import print_answer, shown_progress
 from hf_freeze.cli.terminal import errors_on_stderr, new_console, new_grid, print_grid, print_lines, say
 from hf_freeze.config import RunConfig, json_schema, load_config
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from hf_freeze.run import LayoutTable, PlanTable, RunResult
 
 _EXIT_INTERRUPTED = 130  # what shells report for a process that Ctrl-C ended
-_GIB = 1 << 30  # bytes
 
 app = typer.Typer(
     help="Fine-tune Hugging Face Transformers while only part of the model moves.",
@@ -34,6 +33,7 @@ app.command()(merge.merge)
 app.command()(verify.verify)
 app.command()(export.export)
 app.command()(check.check)
+app.command()(push.push)
 
 ConfigArgument = Annotated[str, typer.Argument(metavar="CONFIG", help="Config file.")]
 TargetArgument = Annotated[
@@ -71,6 +71,9 @@ def train(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
             result = prepared.train()
             if prepared.is_main_process:
                 _print_result(result)
+            address = prepared.push()
+            if address is not None:
+                print_lines(new_console(), f"Pushed to the Hub: {address}")
     except KeyboardInterrupt:
         say(_kept(loaded))
         raise typer.Exit(_EXIT_INTERRUPTED) from None
@@ -175,23 +178,11 @@ def _print_result(result: RunResult) -> None:
     for name, value in result.metrics.items():
         grid.add_row(name, f"{value:.4f}")
     print_grid(console, grid)
-    memory = "GPU memory" if result.on_gpu else "memory of the process"
     print_lines(
         console,
-        f"Training took {result.seconds:.1f} seconds. Peak {memory}: {result.peak_memory_bytes / _GIB:.2f} GiB.",
-        *_cache_lines(result),
+        *result.costs,
         *(f"Advice: {advice}" for advice in result.advice),
         f"The model is saved in {result.output_dir}. To load it:",
         "",
         *(f"    {line}".rstrip() for line in result.loading_lines),
     )
-
-
-def _cache_lines(result: RunResult) -> tuple[str, ...]:
-    """Says what the activation cache did, or why it did nothing."""
-    stats = result.cache
-    if stats is None:
-        return () if result.cache_reason is None else (f"The activation cache was off: {result.cache_reason}.",)
-    served = f"{stats.hits:,} rows were served and {stats.misses:,} were not there"
-    built = f"built in {stats.build_seconds:.1f} seconds; about {max(0.0, stats.seconds_saved):.1f} seconds were saved"
-    return (f"Activation cache: {served}; {stats.num_bytes / 1e6:,.0f} MB, {built}.",)

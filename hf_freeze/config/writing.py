@@ -17,6 +17,8 @@ from hf_freeze.errors import ConfigError
 # Where configs may hold credentials: they are not written beside the model, which is made to be shared.
 SECRETS: Final = frozenset({"hub_token", "proxies", "storage_options", "token"})
 
+PLAN_SECTIONS: Final = ("freeze", "adapters", "schedule", "lr_multipliers")
+
 
 class _Representer(SafeRepresenter):
     """Writes every value out where it stands and keeps the order of keys."""
@@ -46,7 +48,23 @@ def to_yaml(config: RunConfig) -> str:
     Raises:
         ConfigError: If the config holds objects, as one made in Python can.
     """
-    plain = plain_sections(config)
+    return _dump(plain_sections(config))
+
+
+def plan_to_yaml(config: RunConfig) -> str:
+    """Returns the YAML of the sections that a plan follows from, the model left out.
+
+    Args:
+        config: The config.
+
+    Raises:
+        ConfigError: If the config holds objects, as one made in Python can.
+    """
+    sections = plain_sections(config)
+    return _dump({name: sections[name] for name in PLAN_SECTIONS if name in sections} or {"freeze": {"blocks": "none"}})
+
+
+def _dump(plain: dict[str, Any]) -> str:
     yaml = YAML(typ="safe", pure=True)
     yaml.Representer = _Representer
     yaml.default_flow_style = False

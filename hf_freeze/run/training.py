@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import datasets
 import numpy as np
@@ -25,12 +27,16 @@ from hf_freeze.plan.table import PlanTable
 from hf_freeze.run.checking import report_on, rows_by_role
 from hf_freeze.run.output_folder import begin_run, check_other_run
 from hf_freeze.run.planning import empty_plan, num_labels_of, prepared_data, request_of, table_of, with_size
+from hf_freeze.run.publishing import card_facts, public_options
+from hf_freeze.sharing.card import CardFacts, shown_place, write_card
 from hf_freeze.tasks import PreparedData, get_task
 from hf_freeze.tasks.tokenizers import resolve_max_length
 from hf_freeze.training import FreezeTrainer
 from hf_freeze.training.arguments import check_evaluation, check_output_folder, refusal, training_arguments
 from hf_freeze.training.checkpoint import newest_complete
 from hf_freeze.training.reloading import loading_lines
+
+_GIB: Final = 1 << 30  # bytes
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,22 @@ class RunResult:
     cache_reason: str | None
     advice: tuple[str, ...]
     loading_lines: tuple[str, ...]
+
+    @property
+    def costs(self) -> tuple[str, ...]:
+        """What the run took, and what the activation cache did, a sentence each."""
+        memory = "GPU memory" if self.on_gpu else "memory of the process"
+        peak = f"Peak {memory}: {self.peak_memory_bytes / _GIB:.2f} GiB."
+        took = f"Training took {self.seconds:.1f} seconds. {peak}"
+        stats = self.cache
+        if stats is None:
+            return (
+                (took,) if self.cache_reason is None else (took, f"The activation cache was off: {self.cache_reason}.")
+            )
+        served = f"{stats.hits:,} rows were served and {stats.misses:,} were not there"
+        saved = f"about {max(0.0, stats.seconds_saved):.1f} seconds were saved"
+        built = f"{stats.num_bytes / 1e6:,.0f} MB, built in {stats.build_seconds:.1f} seconds"
+        return (took, f"Activation cache: {served}; {built}; {saved}.")
 
 
 class Run:
@@ -172,11 +194,11 @@ class Run:
             metrics.update(self.trainer.evaluate())
         if self.data.test is not None:
             metrics.update(self.trainer.evaluate(self.data.test, metric_key_prefix="test"))
-        self.trainer.save_model()
+        self.trainer.save_model(_internal_call=True)  # Pushing is for later, when all is written.
         cache = self.trainer.activation_cache
         cache.close()
         folder = str(self.args.output_dir)
-        return RunResult(
+        result = RunResult(
             output_dir=folder,
             plan=self.trainer.plan,
             metrics={name: value for name, value in metrics.items() if tells_quality(name)},
@@ -188,12 +210,42 @@ class Run:
             advice=() if self._monitor is None else tuple(self._monitor.advice),
             loading_lines=self._loading_lines(folder),
         )
+        self.trainer.write_card = functools.partial(write_card, facts=self._card_facts(result))
+        if self.args.should_save:
+            self.trainer.write_card(Path(folder))
+        return result
+
+    def push(self) -> str | None:
+        """Pushes what was trained to the Hub where the config says `training.push_to_hub`.
+
+        Returns:
+            The address of the commit; None where nothing is pushed, and in all processes but one.
+
+        Raises:
+            ShareError: The Hub refuses, or cannot be reached; the folder of the run is complete.
+        """
+        if not self.args.push_to_hub:
+            return None
+        address: str | None = self.trainer.push_to_hub()
+        return address
+
+    def _card_facts(self, result: RunResult) -> CardFacts:
+        return card_facts(
+            self.config,
+            table_of(self.trainer.plan, request_of(self.config)),
+            num_steps=self.trainer.state.global_step,
+            metrics=result.metrics,
+            history=self.trainer.state.log_history,
+            splits=self.data.splits,
+            costs=result.costs,
+            loading=self._loading_lines(result.output_dir, is_public=True),
+        )
 
     @property
     def _has_something_to_cache(self) -> bool:
         return self.config.activation_cache.enabled is not False and bool(self.trainer.plan.frozen_names)
 
-    def _loading_lines(self, folder: str) -> tuple[str, ...]:
+    def _loading_lines(self, folder: str, *, is_public: bool = False) -> tuple[str, ...]:
         section = self.config.model
         options = {name: value for name, value in section.from_pretrained_options.items() if name not in SECRETS}
         if section.trust_remote_code:
@@ -202,14 +254,15 @@ class Run:
             folder,
             self._loaded.model,
             auto_class=self._task.auto_class,
-            base=section.name_or_path,
-            options=options,
+            base=shown_place(section.name_or_path) if is_public else section.name_or_path,
+            options=public_options(options) if is_public else options,
             has_fresh_parameters=bool(self._loaded.fresh_parameters),
+            name="repo" if is_public else None,
         )
 
 
 def train(config: RunConfig) -> RunResult:
-    """Trains, evaluates and saves what a config describes.
+    """Trains, evaluates and saves what a config describes, and pushes it where the config says so.
 
     Args:
         config: The config.
@@ -219,8 +272,12 @@ def train(config: RunConfig) -> RunResult:
         LayoutError: The blocks of the model cannot be found.
         PlanError: The freeze or adapters section does not fit the model, or a checkpoint cannot be used.
         PlanViolation: Training did not follow the plan.
+        ShareError: The Hub refuses, or cannot be reached.
     """
-    return Run(config).train()
+    run = Run(config)
+    result = run.train()
+    run.push()
+    return result
 
 
 def newest_checkpoint(config: RunConfig) -> str | None:

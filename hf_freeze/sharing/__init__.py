@@ -1,4 +1,4 @@
-"""What becomes of a trained model: loaded, merged, verified and exported."""
+"""What becomes of a trained model: loaded, merged, verified, pushed, described and exported."""
 
 from hf_freeze.sharing.loading import load_model
 from hf_freeze.sharing.merging import merged_model

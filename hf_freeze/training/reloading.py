@@ -1,4 +1,4 @@
-"""The lines of Python that load what a run saved: Transformers and PEFT are all they need."""
+"""The lines of Python that load what a run saved; all but deltas need Transformers and PEFT only."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 
 from peft.utils import CONFIG_NAME
 from transformers import PreTrainedModel
+
+from hf_freeze.training.record import DELTA_FILE
 
 _WIDTH = 96  # characters at which a call is broken into one line per argument
 
@@ -20,6 +22,7 @@ def loading_lines(
     base: str,
     options: Mapping[str, Any],
     has_fresh_parameters: bool,
+    name: str | None = None,
 ) -> tuple[str, ...]:
     """Returns lines that load a saved model as `model`, and its tokenizer as `tokenizer`.
 
@@ -32,12 +35,17 @@ def loading_lines(
         base: The base model: a folder or its name on the Hub.
         options: The further arguments of `from_pretrained` that the base model was loaded with.
         has_fresh_parameters: Whether parameters were made anew that the base model may hold in another shape.
+        name: The Python name that stands for the folder in the lines; None to write the folder out.
     """
+    place = repr(folder) if name is None else name
     trusts = {"trust_remote_code": True} if options.get("trust_remote_code") else {}
-    tokenizer = _call("tokenizer", "AutoTokenizer", [repr(folder)], trusts)
+    tokenizer = _call("tokenizer", "AutoTokenizer", [place], trusts)
+    if Path(folder, DELTA_FILE).exists():
+        load = "from hf_freeze import load_model"
+        return (load, "from transformers import AutoTokenizer", "", f"model = load_model({place})", *tokenizer)
     imports = f"from transformers import {auto_class}, AutoTokenizer"
     if not Path(folder, CONFIG_NAME).exists():
-        return (imports, "", *_call("model", auto_class, [repr(folder)], trusts), *tokenizer)
+        return (imports, "", *_call("model", auto_class, [place], trusts), *tokenizer)
     arguments = {**options, **_head(model), "dtype": str(model.dtype).removeprefix("torch.")}
     if has_fresh_parameters:
         arguments["ignore_mismatched_sizes"] = True
@@ -46,7 +54,7 @@ def loading_lines(
         imports,
         "",
         *_call("base", auto_class, [repr(base)], arguments),
-        *_call("model", "PeftModel", ["base", repr(folder)], {}),
+        *_call("model", "PeftModel", ["base", place], {}),
         *tokenizer,
     )
 

@@ -27,6 +27,7 @@ from hf_freeze.plan.resolve import FreezePlan
 from hf_freeze.plan.wrappers import unwrap_model
 from hf_freeze.training import checkpoint
 from hf_freeze.training.callbacks import AuditCallback
+from hf_freeze.training.pushing import PushingMixin
 from hf_freeze.training.record import forget_description, training_record, write_record
 from hf_freeze.training.saving import save_adapted, save_delta
 
@@ -38,7 +39,7 @@ else:
     _Base = object  # The Trainer class comes behind the mixin among the bases of whatever class uses it.
 
 
-class CheckpointMixin(_Base):
+class CheckpointMixin(PushingMixin, _Base):
     """Saves what can change, and resumes from complete checkpoints only."""
 
     # The Trainer declares these as optional: they are None before it has made them.
@@ -124,6 +125,8 @@ class CheckpointMixin(_Base):
             if not self._checkpoints_are_small:
                 checkpoint.write_plan(self.plan, folder, {})
             checkpoint.write_manifest(folder)
+        self._push_complete_checkpoint(folder)
+        if self.args.should_save:
             rotate_checkpoints(
                 output_dir=str(run),
                 save_total_limit=limit,

@@ -24,3 +24,9 @@ def write_few(reviews: Path, folder: Path, *, train: int = 16, validation: int =
         with (folder / f"{split}.csv").open("w", newline="") as target:
             csv.writer(target).writerows(rows)
     return folder
+
+
+def review_texts(reviews: Path, number: int) -> list[str]:
+    """Returns the texts of the first validation reviews."""
+    with (reviews / "validation.csv").open(newline="") as source:
+        return [row["text"] for row in itertools.islice(csv.DictReader(source), number)]

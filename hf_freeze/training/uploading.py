@@ -1,0 +1,254 @@
+"""Uploads a folder to the Hub: what of it is pushed, in one commit, and what the client raises, in words.
+
+A push is one commit: whoever loads the repo sees the old model or the new one, and weights of another form that lie in
+the repo go with the same commit, so that they are not loaded in the place of the new ones.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
+from io import StringIO
+from pathlib import Path, PureWindowsPath
+from typing import Any, Final, cast
+
+from huggingface_hub import (
+    CommitOperationAdd,
+    CommitOperationCopy,
+    CommitOperationDelete,
+    HfApi,
+    constants,
+    get_token,
+    hf_hub_url,
+)
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+from ruamel.yaml import YAML
+
+from hf_freeze.errors import ConfigError, ShareError
+
+# The errors of the HTTP library below the client derive from a class that the client's own errors derive from, too;
+# huggingface_hub 1 and 2 use different libraries.
+CLIENT_ERRORS: Final[tuple[type[Exception], ...]] = (
+    cast("type[Exception]", HfHubHTTPError.__bases__[0]),
+    OSError,
+    RuntimeError,
+    ValueError,
+)
+
+# What a repo is made of. Pickles, states of optimizers and generators, logs and checkpoints are not among it.
+_PUSHED: Final = (
+    "*.safetensors",
+    "*.json",
+    "*.jinja",
+    "*.model",
+    "*.txt",
+    "*.svg",
+    "README.md",
+    "hf_freeze.yaml",
+)
+_KEPT_HERE: Final = ("trainer_state.json", "training_args.json", ".*", "_*")
+_PUSHED_FOLDERS: Final = ("additional_chat_templates",)
+# What makes a repo load as something: it is removed from the repo where the folder has nothing of that name.
+_REPLACED: Final = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "pytorch_model*.bin*",
+    "adapter_model.bin",
+    "adapter_config.json",
+    "config.json",
+    "hf_freeze_*.json",
+)
+# Files that say where things were on the machine that trained.
+_TELL_PLACES: Final = ("adapter_config.json", "config.json", "hf_freeze_*.json", "tokenizer_config.json")
+_LOCAL = re.compile(r"(file://)?(/|~|\.\./|\.\.\\|[A-Za-z]:[\\/]|\\\\).*[\\/].+")
+_CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
+_LOCAL_BASE = re.compile(r"(- )?['\"]?base_model: ?(adapter:)?['\"]?(/|~|\.|[A-Za-z]:\\)")
+_REPO_LINE = re.compile(r'^repo = "[^"\n]*"', re.MULTILINE)
+
+Files = dict[str, Path | bytes]
+
+
+def check_repo_id(repo_id: str) -> None:
+    """Raises where no repo can have this name.
+
+    Args:
+        repo_id: What the user calls the repo.
+
+    Raises:
+        ConfigError: It is not the name of a repo.
+    """
+    try:
+        hf_hub_url(repo_id, "README.md")  # asks nobody: it checks the name
+    except HFValidationError as error:
+        raise ConfigError(
+            f"repo: this is not the name of a repo; got {repo_id!r}. A name is NAME or OWNER/NAME, of letters, digits, "
+            "'-', '_' and '.', without '--' or '..'. Choose such a name."
+        ) from error
+
+
+def pushed_files(folder: Path, repo_id: str) -> Files:
+    """Returns what of a folder is pushed: its path in the repo, and the file or its content.
+
+    Files that name places on this machine are pushed with the last part of each path only, and links to the Web
+    without credentials. The lines of the card that load the model name the repo.
+
+    Args:
+        folder: A folder that `save_model` or a run wrote.
+        repo_id: The repo that it goes to.
+    """
+    files: Files = {}
+    for path in _paths(folder):
+        name = path.relative_to(folder).as_posix()
+        if _matches(name, _TELL_PLACES):
+            files[name] = json.dumps(_without_places(json.loads(path.read_text())), indent=2).encode()
+        elif name == "hf_freeze.yaml":
+            files[name] = _yaml_without_places(path.read_text()).encode()
+        elif name == "README.md":
+            files[name] = _REPO_LINE.sub(f'repo = "{repo_id}"', _card_without_places(path.read_text())).encode()
+        else:
+            files[name] = path
+    return files
+
+
+def checkpoint_files(folder: Path, name: str) -> Files:
+    """Returns all files of a checkpoint, to be resumed from by whoever downloads them.
+
+    Args:
+        folder: The checkpoint.
+        name: The folder that it gets in the repo.
+    """
+    paths = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {f"{name}/{path.relative_to(folder).as_posix()}": path for path in paths}
+
+
+def prepare_repo(repo_id: str, *, private: bool | None, revision: str | None, token: str | None) -> str:
+    """Makes a repo and a branch, where they do not exist, and returns the full name of the repo.
+
+    Args:
+        repo_id: The repo; without an owner, it belongs to whom the token belongs to.
+        private: Whether a repo that is made is private; None for what its owner has as default.
+        revision: The branch, or None for `main`.
+        token: A token, or None for the one that huggingface_hub knows.
+    """
+    api = _api(token)
+    name = str(api.create_repo(repo_id, private=private, exist_ok=True).repo_id)
+    if revision is not None:
+        api.create_branch(name, branch=revision, exist_ok=True)
+    return name
+
+
+def upload(files: Files, repo_id: str, *, message: str, revision: str | None = None, token: str | None = None) -> str:
+    """Uploads files in one commit, and returns its address.
+
+    Args:
+        files: What is pushed: path in the repo to file or content.
+        repo_id: The full name of the repo.
+        message: The message of the commit.
+        revision: The branch, or None for `main`.
+        token: A token, or None for the one that huggingface_hub knows.
+    """
+    api = _api(token)
+    present = api.list_repo_files(repo_id, revision=revision)
+    stale = [name for name in present if _matches(name, _REPLACED) and name not in files]
+    operations: list[CommitOperationAdd | CommitOperationCopy | CommitOperationDelete] = [
+        *(CommitOperationDelete(name, is_folder=False) for name in stale),
+        *(CommitOperationAdd(name, content) for name, content in files.items()),
+    ]
+    commit = api.create_commit(repo_id, operations, commit_message=message, revision=revision)
+    return str(commit.commit_url)
+
+
+def push_command(folder: Path, repo_id: str, *, revision: str | None) -> str:
+    """Returns the command that pushes a run by hand.
+
+    Args:
+        folder: The folder of the run.
+        repo_id: The repo.
+        revision: The branch, or None for `main`.
+    """
+    branch = [] if revision is None else ["--revision", revision]
+    return shlex.join(["hf-freeze", "push", str(folder), repo_id, *branch])
+
+
+def share_error(error: BaseException, *, repo_id: str, remedy: str) -> ShareError:
+    """Returns what the client raised as an error in words.
+
+    Args:
+        error: One of `CLIENT_ERRORS`.
+        repo_id: The repo that was asked for.
+        remedy: Sentences that say what is kept, and how to try again.
+    """
+    what, do = _reason(error)
+    return ShareError(f"repo: {what}; got {repo_id!r}. {do} {remedy}")
+
+
+def _reason(error: BaseException) -> tuple[str, str]:
+    """Returns what is wrong, and a sentence on what to do about it."""
+    place = _CREDENTIALS.sub("", constants.ENDPOINT)
+    if isinstance(error, OfflineModeIsEnabled):
+        return "the Hub is not asked while HF_HUB_OFFLINE is set", "Unset HF_HUB_OFFLINE."
+    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+    if status == 401 and get_token() is None:
+        return f"{place} asks for a token, and none is known", "Run `hf auth login`, or set HF_TOKEN."
+    if status == 401:
+        return f"{place} does not accept your token", "Run `hf auth login` again, or set HF_TOKEN."
+    if status == 403:
+        return "your token may not write to this repo", "Use a token with write access, or another owner."
+    if status is not None:
+        return f"{place} answered with status {status}", "Wait until it answers."
+    if isinstance(error, ValueError):
+        return f"the Hub refuses what is pushed ({_one_line(error)})", "Change what it names."
+    cause = error.__cause__ or error
+    return f"the connection to {place} failed ({type(cause).__name__})", "Look after the network."
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()).rstrip(".")
+
+
+def _api(token: str | None) -> HfApi:
+    return HfApi(token=token, library_name="hf_freeze")
+
+
+def _matches(name: str, globs: tuple[str, ...]) -> bool:
+    return "/" not in name and any(fnmatchcase(name, glob) for glob in globs)
+
+
+def _paths(folder: Path) -> Iterator[Path]:
+    """Yields the files that make a model, its tokenizer, its card and its config."""
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and _matches(path.name, _PUSHED) and not _matches(path.name, _KEPT_HERE):
+            yield path
+        elif path.is_dir() and path.name in _PUSHED_FOLDERS:
+            yield from sorted(inner for inner in path.iterdir() if inner.is_file())
+    config = folder / "config.json"
+    if config.is_file() and json.loads(config.read_text()).get("auto_map"):
+        yield from sorted(folder.glob("*.py"))  # the code of a model that is no part of transformers
+
+
+def _without_places(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_places(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_places(inner) for inner in value]
+    if not isinstance(value, str):
+        return value
+    if _LOCAL.fullmatch(value):
+        return PureWindowsPath(value).name  # understands both separators
+    return _CREDENTIALS.sub("", value)
+
+
+def _yaml_without_places(text: str) -> str:
+    yaml = YAML()  # keeps the order and the form
+    stream = StringIO()
+    yaml.width = 120
+    yaml.dump(_without_places(yaml.load(text)), stream)
+    return stream.getvalue()
+
+
+def _card_without_places(text: str) -> str:
+    """Returns a card whose metadata names no folder as the base model, which PEFT does in two places."""
+    return "\n".join(line for line in text.split("\n") if not _LOCAL_BASE.match(line))

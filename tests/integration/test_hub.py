@@ -1,0 +1,270 @@
+"""Pushing to a Hub on this machine with the real client, and loading from it in a fresh cache."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hf_freeze.errors import ShareError
+from hf_freeze.sharing.hub import push_run
+from hf_freeze.training.checkpoint import MANIFEST_FILE, STATE_FILE, WEIGHTS_FILE, is_complete
+from tests import hub_client, hub_server, tiny_run
+from tests.hub_server import READ_TOKEN, TOKEN, Hub, Repo
+
+LORA = {"peft_type": "LORA", "target_modules": "all-linear", "r": 2, "blocks": {"last": 1}}
+
+NO_NAME = (
+    "repo: this is not the name of a repo; got {!r}. A name is NAME or OWNER/NAME, of letters, digits, '-', '_' and "
+    "'.', without '--' or '..'. Choose such a name."
+)
+MAY_NOT = ("your token may not write to this repo", "Use a token with write access, or another owner.")
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    with hub_server.serve() as served:
+        yield served
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_run.write_model(tmp_path_factory.mktemp("base") / "tiny")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def refused(hub: Hub, run: Path, repo: str, what: str, do: str, options: str = "") -> list[str]:
+    intact = f"The run in '{run}' is intact. Then run `hf-freeze push {run} {repo}{options}` again."
+    return ["ShareError", f"repo: {what}; got '{repo}'. {do} {intact}".replace("<HUB>", hub.endpoint)]
+
+
+def test_every_strategy_pushes_a_model_that_loads_in_a_fresh_cache(hub: Hub, model: Path, tmp_path: Path) -> None:
+    saving = {"save_strategy": "steps", "save_steps": 1, "hub_always_push": True}
+    cases: list[dict[str, Any]] = [
+        {"hub_strategy": "end", "hub_private_repo": True, **saving},
+        {"hub_strategy": "every_save", "hub_revision": "trial", **saving},
+        {"hub_strategy": "checkpoint", "adapters": [LORA], **saving, "save_total_limit": 1},
+        {"hub_strategy": "all_checkpoints", "freeze": {"blocks": {"first": 2}}, **saving},
+    ]
+    names = ["end", "every", "adapters", "all"]
+    for case, name in zip(cases, names, strict=True):
+        case.update(hub_model_id=name, output_dir=tmp_path / "runs" / name)
+    trained, printed = hub_client.ask(hub, tmp_path / "first", "train", model, cases)
+    hub.repos["reader/tiny"] = Repo()
+    hub.files("reader/tiny").update(contents(model))
+    config = json.loads(hub.files("reader/adapters")["adapter_config.json"])
+    assert config["base_model_name_or_path"] == "tiny", "a folder of this machine says nothing elsewhere"
+    hub.files("reader/adapters")["adapter_config.json"] = json.dumps(
+        {**config, "base_model_name_or_path": "reader/tiny"}
+    ).encode()
+    repos = [["reader/end", {}], ["reader/every", {"revision": "trial"}], ["reader/adapters", {}], ["reader/all", {}]]
+    loaded, _ = hub_client.ask(hub, tmp_path / "second", "load", repos)
+    assert loaded == trained
+
+    progress = ["Training in progress, step 1", "Training in progress, step 2"]
+    assert hub.messages("reader/end") == ["End of training"]
+    assert hub.messages("reader/every", "trial") == [*progress, "End of training"]
+    assert hub.repos["reader/end"].private
+    assert not hub.repos["reader/every"].private
+    plain = {"README.md", "hf_freeze_plan.json", *contents(model)}
+    assert hub.files("reader/end").keys() == plain
+    assert all(
+        commit.files.keys() >= plain - {"README.md"} for commit in hub.repos["reader/every"].branches["trial"][1:]
+    )
+    small = {MANIFEST_FILE, STATE_FILE, WEIGHTS_FILE, "optimizer.pt", "rng_state.pth", "scheduler.pt"}
+    for repo, checkpoints in (("adapters", ["last-checkpoint"]), ("all", ["checkpoint-1", "checkpoint-2"])):
+        there = {name for name in hub.files(f"reader/{repo}") if "/" in name}
+        expected = {f"{folder}/{name}" for folder in checkpoints for name in (*small, "trainer_state.json")}
+        assert there == expected
+    assert "model.safetensors" not in hub.files("reader/adapters")
+    pulled = tmp_path / "pulled"
+    pulled.mkdir()
+    for name in hub.files("reader/adapters"):
+        if name.startswith("last-checkpoint/"):
+            (pulled / Path(name).name).write_bytes(hub.files("reader/adapters")[name])
+    assert is_complete(pulled)
+    for name in names:
+        assert list((tmp_path / "runs" / name).glob("_push-*")) == []
+        commits = [commit for branch in hub.repos[f"reader/{name}"].branches.values() for commit in branch]
+        assert not any(TOKEN.encode() in content for commit in commits for content in commit.files.values())
+    assert str(tmp_path) not in str(hub.files("reader/adapters")["README.md"])
+    assert TOKEN not in printed
+
+
+def test_what_fails_is_said_and_training_goes_on(hub: Hub, model: Path, tmp_path: Path) -> None:
+    hub.drop["/reader/run/commit/main"] = 1
+    run = tmp_path / "run"
+    cases = [
+        {"hub_strategy": "every_save", "save_strategy": "steps", "save_steps": 2, "output_dir": run},
+        {"output_dir": tmp_path / "other", "hub_model_id": "a..b"},
+        {"output_dir": tmp_path / "other", "hub_model_id": "someone/model"},
+    ]
+    (trained, *errors), printed = hub_client.ask(hub, tmp_path / "home", "train", model, cases)
+    assert len(trained) == 2
+    assert (
+        f"repo: the connection to {hub.endpoint} failed (RemoteProtocolError); got 'reader/run'. Look after the "
+        f"network. The run in '{run}' is intact; when it is done, `hf-freeze push {run} reader/run` pushes it."
+    ) in printed
+    assert hub.messages("reader/run") == ["End of training"]
+    later = "Then start again, or train with push_to_hub off and push the run when it is done."
+    assert errors == [
+        ["ConfigError", NO_NAME.format("a..b")],
+        ["ShareError", f"repo: {MAY_NOT[0]}; got 'someone/model'. {MAY_NOT[1]} {later}"],
+    ]
+
+
+def test_push_takes_what_is_needed_and_replaces_what_was_there(hub: Hub, model: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    for name, content in contents(model).items():
+        (run / name).write_bytes(content)
+    secret = ["training_args.bin", "optimizer.pt", "trainer_state.json", "events.out.tfevents.1", "notes.md", ".env"]
+    for name in secret:
+        (run / name).write_bytes(b"private")
+    (run / "checkpoint-1").mkdir()
+    (run / "checkpoint-1" / WEIGHTS_FILE).write_bytes(b"private")
+    (run / "hf_freeze.yaml").write_text(
+        "model: {name_or_path: /home/alice/models/tiny}\n"
+        "data: {load_dataset: {path: csv, data_files: 'https://alice:pw@example.org/rows.csv'}}\n"
+    )
+    metadata = [
+        "---",
+        "base_model: /home/alice/tiny",
+        "tags:",
+        "- base_model:adapter:/home/alice/tiny",
+        "- lora",
+        "---",
+    ]
+    (run / "README.md").write_text("\n".join([*metadata, "```python", 'repo = "run"  # this folder', "```", ""]))
+    hub.repos["reader/model"] = Repo()
+    hub.repos["reader/model"].branches["main"][-1].files.update(
+        {"adapter_config.json": b"{}", "adapter_model.safetensors": b"", "pytorch_model.bin": b"", "LICENSE": b"MIT"}
+    )
+    done = hub_client.command(hub, tmp_path / "home", "push", run, "model")
+    assert (done.returncode, done.stderr) == (0, "")
+    pushed = sorted(["README.md", "hf_freeze.yaml", *contents(model)])
+    made = hub.repos["reader/model"].branches["main"][-1]
+    address = f"{hub.endpoint}/reader/model/commit/{made.oid}"
+    assert done.stdout == f"Pushed {', '.join(pushed)} to reader/model:\n{address}\n"
+    assert hub.files("reader/model").keys() == {*pushed, "LICENSE"}
+    assert hub.files("reader/model")["model.safetensors"] == (model / "model.safetensors").read_bytes()
+    assert hub.files("reader/model")["hf_freeze.yaml"].decode() == (
+        "model: {name_or_path: tiny}\ndata: {load_dataset: {path: csv, data_files: https://example.org/rows.csv}}\n"
+    )
+    assert hub.files("reader/model")["README.md"].decode().splitlines() == [
+        *("---", "tags:", "- lora", "---"),
+        *("```python", 'repo = "reader/model"  # this folder', "```"),
+    ]
+
+
+def test_what_the_hub_refuses_is_said_and_the_run_stays_as_it_was(hub: Hub, model: Path, tmp_path: Path) -> None:
+    before = contents(model)
+    hub.repos["reader/model"] = Repo()
+    hub.drop.update({"/repos/create": 1, "/commit/main": 1, "/preupload/main": 1})
+    hub.statuses["/preupload/broken"] = 507
+    (tmp_path / "empty").mkdir()
+    wrong = tmp_path / "wrong"
+    wrong.mkdir()
+    (wrong / "model.safetensors").write_bytes(b"")
+    (wrong / "README.md").write_text("---\nbase_model: my model\n---\n")
+    to_model = {"folder": model, "repo_id": "model"}
+    calls = [
+        {**to_model, "repo_id": "../model"},
+        {**to_model, "repo_id": "my model"},
+        {"folder": tmp_path / "empty", "repo_id": "model"},
+        {"folder": tmp_path / "nowhere", "repo_id": "model"},
+        to_model,
+        to_model,
+        {**to_model, "repo_id": "someone/model"},
+        {**to_model, "token": READ_TOKEN},
+        {**to_model, "token": "hf_unknown"},
+        {**to_model, "token": ""},
+        {"folder": wrong, "repo_id": "model"},
+        {**to_model, "revision": "broken"},
+        to_model,
+    ]
+    results, printed = hub_client.ask(hub, tmp_path / "home", "push", calls)
+    finished = (
+        "Name the folder that a run was saved in; a run that was interrupted is finished with "
+        "training.resume_from_checkpoint=true."
+    )
+    no_model = "RUN: there is no model of a finished run; got"
+    dropped = ("the connection to <HUB> failed (RemoteProtocolError)", "Look after the network.")
+    metadata = (
+        "the Hub refuses what is pushed (Invalid metadata in README.md. - base_model must be the id of a repo; got "
+        "'my model')"
+    )
+    log_in = "Run `hf auth login`, or set HF_TOKEN."
+    assert results == [
+        ["ConfigError", NO_NAME.format("../model")],
+        ["ConfigError", NO_NAME.format("my model")],
+        ["ConfigError", f"{no_model} '{tmp_path / 'empty'}'. It holds nothing. {finished}"],
+        ["ConfigError", f"{no_model} '{tmp_path / 'nowhere'}'. There is no such folder. {finished}"],
+        refused(hub, model, "model", *dropped),
+        refused(hub, model, "model", *dropped),
+        refused(hub, model, "someone/model", *MAY_NOT),
+        refused(hub, model, "model", *MAY_NOT),
+        refused(hub, model, "model", "<HUB> does not accept your token", "Run `hf auth login` again, or set HF_TOKEN."),
+        refused(hub, model, "model", "<HUB> asks for a token, and none is known", log_in),
+        refused(hub, wrong, "model", metadata, "Change what it names."),
+        refused(hub, model, "model", "<HUB> answered with status 507", "Wait until it answers.", " --revision broken"),
+        sorted(contents(model)),
+    ]
+    assert contents(model) == before
+    assert hub.messages("reader/model") == ["Push a run of hf_freeze"]
+    uploads = [request for request in hub.requests if request.startswith("PUT")]
+    assert len(uploads) == 1, "what was uploaded before the connection dropped is not uploaded again"
+    assert not any(token in printed for token in (TOKEN, READ_TOKEN))
+
+
+def test_without_a_network_the_run_stays_and_the_message_says_how_to_go_on(model: Path, tmp_path: Path) -> None:
+    hub = Hub(endpoint="http://127.0.0.1:9")  # nobody listens there
+    before = contents(model)
+    done = hub_client.command(hub, tmp_path / "home", "push", model, "model", "--private", "--revision", "v1")
+    failed = ("the connection to <HUB> failed (ConnectError)", "Look after the network.")
+    _, message = refused(hub, model, "model", *failed, " --revision v1 --private")
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"{message}\n")
+    assert contents(model) == before
+
+
+def test_a_client_that_is_kept_off_the_hub_says_so(model: Path) -> None:
+    with pytest.raises(ShareError) as caught:
+        push_run(str(model), "model")
+    what, do = "the Hub is not asked while HF_HUB_OFFLINE is set", "Unset HF_HUB_OFFLINE."
+    assert str(caught.value) == refused(Hub(), model, "model", what, do)[1]
+
+
+def test_what_cannot_be_pulled_is_said(hub: Hub, model: Path, tmp_path: Path) -> None:
+    for name, repo in (("gated", Repo(gated=True)), ("private", Repo(private=True))):
+        hub.repos[f"reader/{name}"] = repo
+        hub.files(f"reader/{name}").update(contents(model))
+    calls = [
+        {"repo": "reader/private"},
+        {"repo": "reader/private", "token": ""},
+        {"repo": "reader/gated"},
+        {"repo": "reader/nothing"},
+        {"repo": "reader/private", "revision": "v9"},
+    ]
+    (loaded, *errors), _ = hub_client.ask(hub, tmp_path / "home", "pull", calls)
+    assert len(loaded) == 2
+    away = Hub(endpoint="http://127.0.0.1:9")  # nobody listens there
+    (error,), _ = hub_client.ask(away, tmp_path / "other", "pull", [{"repo": "reader/private"}])
+    answers = [
+        "reader/private is not a local folder and is not a valid model identifier listed on",
+        "You are trying to access a gated repo.",
+        "reader/nothing is not a local folder and is not a valid model identifier listed on",
+        "v9 is not a valid git identifier (branch name, tag name or commit id) that exists for this model name.",
+        "We couldn't connect to 'http://127.0.0.1:9' to load the files",
+    ]
+    for (kind, message), call, answer in zip([*errors, error], [*calls[1:], calls[0]], answers, strict=True):
+        assert kind == "ConfigError"
+        begins = f"{call['repo']}: there is no folder of this name, and no such model can be read from the Hub; got the"
+        assert message.startswith(begins)
+        assert answer in message
+        assert message.endswith("Name the folder that a run has written, or a repository that you may read.")
