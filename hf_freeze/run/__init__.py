@@ -1,6 +1,7 @@
 """Config in, result out: the only modules that know all the others."""
 
 from hf_freeze.plan.table import LayoutTable, PlanTable
+from hf_freeze.run.costing import plan_cost, priced_plan, rival_plan
 from hf_freeze.run.output_folder import CONFIG_FILE
 from hf_freeze.run.planning import layout, plan
 from hf_freeze.run.training import Run, RunResult, newest_checkpoint, train
@@ -14,5 +15,8 @@ __all__ = [
     "layout",
     "newest_checkpoint",
     "plan",
+    "plan_cost",
+    "priced_plan",
+    "rival_plan",
     "train",
 ]
