@@ -6,7 +6,7 @@
   growth of the anonymous memory of a fresh process, beside the predicted peak.
 - `rates`: what the default rates of the CPU were taken from.
 
-Both write Markdown to standard output. Predictions come from `hf_freeze.plan_cost` with its default rates.
+All write Markdown to standard output. Predictions come from `hf_freeze.plan_cost` with its default rates.
 """
 
 from __future__ import annotations
@@ -208,35 +208,44 @@ def measured_peaks(plan: Contender, options: argparse.Namespace) -> tuple[int, i
     rows = review_rows(tokenizer, "train", num_rows=None, max_length=options.max_length, seed=options.seed)
     longest = sorted(range(len(rows)), key=lambda row: -len(rows[row]["input_ids"]))[: options.batch_size]
     batch = dict(DataCollatorWithPadding(tokenizer)([rows[row] for row in longest]))
+    # What libraries load and set up on first use is not counted.
+    _Step(copy.deepcopy(original), plan)({name: value[:2] for name, value in batch.items()})
     before = anonymous_memory()
     # Weights that are read from a file lie in memory that is mapped to it: a copy has memory of its own.
-    model = copy.deepcopy(original)
-    if plan.depth:
-        model = freeze_model(model, {"blocks": {"first": plan.depth}}, plan.adapters)
-    model.train()
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True)
-    weights = sum(parameter.nbytes for parameter in model.parameters())
-    step = functools.partial(_step, model, batch, optimizer, trained)
+    step = _Step(copy.deepcopy(original), plan)
     with MemoryWatch() as watch:
         for _ in range(3):
-            step()
+            step(batch)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        step()
-    state = sum(
-        value.nbytes
-        for entry in optimizer.state.values()
-        for value in entry.values()
-        if isinstance(value, torch.Tensor)
-    )
-    return weights + state + _largest(profiler), watch.peak - before
+        step(batch)
+    return step.num_bytes + _largest(profiler), watch.peak - before
 
 
-def _step(model: Any, batch: Any, optimizer: Any, trained: list[Any]) -> None:
-    torch.autograd.backward(model(**batch).loss)
-    torch.nn.utils.clip_grad_norm_(trained, 1.0)
-    optimizer.step()
-    optimizer.zero_grad()
+class _Step:
+    """A step of a hand-written loop.
+
+    Args:
+        model: What trains.
+        plan: How.
+    """
+
+    def __init__(self, model: Any, plan: Contender) -> None:
+        freeze = {"blocks": {"first": plan.depth}} if plan.depth else None
+        self.model = freeze_model(model, freeze, plan.adapters).train()
+        self.trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.trained, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True)
+
+    def __call__(self, batch: Any) -> None:
+        torch.autograd.backward(self.model(**batch).loss)
+        torch.nn.utils.clip_grad_norm_(self.trained, 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of weights and optimizer state, which stay from step to step."""
+        kept = [value for entry in self.optimizer.state.values() for value in entry.values()]
+        return sum(value.nbytes for value in (*self.model.parameters(), *kept) if isinstance(value, torch.Tensor))
 
 
 def _largest(profiler: Any) -> int:

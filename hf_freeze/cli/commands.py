@@ -64,8 +64,11 @@ CompareOption = Annotated[
     typer.Option(
         "--compare",
         metavar="CONFIG",
-        help="Config of the same model and task, to show beside it; overrides hold for both.",
+        help="Config of the same model and task, to show beside it; overrides hold for both, --freeze for the first.",
     ),
+]
+ProfileOption = Annotated[
+    bool, typer.Option("--profile", help="Take a few real steps, which needs the weights, and predict seconds.")
 ]
 
 
@@ -96,16 +99,19 @@ def plan(
     freeze: FreezeOption = None,
     accelerate_config: AccelerateOption = None,
     compare: CompareOption = None,
+    profile: ProfileOption = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
-    """Show what trains, where the backward pass stops and what it costs; reads no weights."""
+    """Show what trains, where the backward pass stops and what it costs; reads no weights without --profile."""
     with errors_on_stderr():
         from hf_freeze import run
 
         given = tuple(overrides or ())
-        plans = [run.priced_plan(target, [*map(_as_override, freeze or ()), *given], accelerate_config)]
+        plans = [
+            run.priced_plan(target, [*map(_as_override, freeze or ()), *given], accelerate_config, measures=profile)
+        ]
         if compare is not None:
-            plans.append(run.rival_plan(target, compare, given, accelerate_config))
+            plans.append(run.rival_plan(target, compare, given, accelerate_config, measures=profile))
         console = new_console()
         if as_json:
             print_json(plans)

@@ -48,8 +48,8 @@ class Rates:
         )
 
 
-# Only their ratios matter for a speed-up. `cpu` is measured by `benchmarks/cost.py rates` on two cores of an AMD EPYC;
-# more cores raise all but the last two. `cuda` follows the data sheet of an NVIDIA A100 (19.5 TFLOP/s in float32, 2.0
+# Only their ratios matter for a speed-up. `cpu` follows `python -m benchmarks.cost rates` on two cores of a Xeon; more
+# cores raise all but the last two. `cuda` follows the data sheet of an NVIDIA A100 (19.5 TFLOP/s in float32, 2.0
 # TB/s), of which matrix products reach about 0.8 and other operations 0.7; it is not measured.
 DEFAULT_RATES: Final[Mapping[str, Rates]] = {
     "cpu": Rates(flops=310e9, num_bytes=30e9, num_random=140e6, operation=6e-6, step=3e-3),

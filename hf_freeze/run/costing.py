@@ -24,16 +24,15 @@ from hf_freeze.plan.prepare import freeze_model
 from hf_freeze.plan.table import PlanTable
 from hf_freeze.plan.timing import DEFAULT_RATES, HALF_PRECISION_FACTORS, Rates, RunLength, Speedup, Timing, timing
 from hf_freeze.plan.tracing import StepTrace, trace_step
+from hf_freeze.run.batches import Batch, batches_of, width
 from hf_freeze.run.planning import Prepared, empty_model, prepare, prepared_table, request_for
 from hf_freeze.run.processes import processes_of
-from hf_freeze.run.settings import DEFAULT_LENGTH, Lengths, Settings, lengths_of
-from hf_freeze.tasks import LoadedModel, get_task
+from hf_freeze.run.profiling import with_seconds
+from hf_freeze.run.settings import Lengths, Settings, lengths_of
 
 # What a model raises under FakeTensorMode where it looks at values, and what its own code makes of that.
 _UNTRACED: Final = (RuntimeError, TypeError, ValueError, AssertionError, KeyError, AttributeError, IndexError)
 _HALVES: Final = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-Batch = Mapping[str, torch.Tensor]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +76,11 @@ def plan_cost(
 
 
 def priced_plan(
-    target: str, overrides: Iterable[str] = (), accelerate_config: str | None = None
+    target: str,
+    overrides: Iterable[str] = (),
+    accelerate_config: str | None = None,
+    *,
+    measures: bool = False,
 ) -> tuple[PlanTable, PlanCost]:
     """Returns a plan for a reader, and what it costs.
 
@@ -85,13 +88,20 @@ def priced_plan(
         target: As for `plan_cost`.
         overrides: As for `plan_cost`.
         accelerate_config: As for `plan_cost`.
+        measures: Whether a few real steps are taken, to predict seconds; that needs the weights.
     """
     made = prepare(target, overrides)
-    return prepared_table(made), prepared_cost(made, accelerate_config=accelerate_config)
+    table, cost = prepared_table(made), prepared_cost(made, accelerate_config=accelerate_config)
+    return table, with_seconds(cost, made, target=target) if measures else cost
 
 
 def rival_plan(
-    target: str, rival: str, overrides: Iterable[str] = (), accelerate_config: str | None = None
+    target: str,
+    rival: str,
+    overrides: Iterable[str] = (),
+    accelerate_config: str | None = None,
+    *,
+    measures: bool = False,
 ) -> tuple[PlanTable, PlanCost]:
     """Returns the plan of another config, and what it costs, to be seen beside the first.
 
@@ -100,6 +110,7 @@ def rival_plan(
         rival: The other config file.
         overrides: Hold for both.
         accelerate_config: Holds for both.
+        measures: As for `priced_plan`.
 
     Raises:
         ConfigError: There is no such file, or it is for another model or task.
@@ -116,7 +127,7 @@ def rival_plan(
                 f"--compare: plans of one model and one task can be compared; got model.{key} {second!r} in {rival}. "
                 f"In {target} it is {first!r}. Name another config, or override model.{key}."
             )
-    return priced_plan(rival, overrides, accelerate_config)
+    return priced_plan(rival, overrides, accelerate_config, measures=measures)
 
 
 def prepared_cost(made: Prepared, *, accelerate_config: str | None = None, rates: Rates | None = None) -> PlanCost:
@@ -131,7 +142,7 @@ def prepared_cost(made: Prepared, *, accelerate_config: str | None = None, rates
     given = processes_of(accelerate_config)
     processes = replace(given, device=settings.device(given.device), precision=settings.precision(given.precision))
     lengths = None if made.data is None else lengths_of(made.data)
-    typical, longest = _batches(made, settings, lengths)
+    typical, longest = batches_of(made, settings, lengths)
     plan, optimizer = made.plan, optimizer_kind(settings.optimizer, settings.optimizer_options)
     notes = [] if lengths is not None else [_assumed(made, settings, typical)]
     if not optimizer.is_known:
@@ -141,10 +152,9 @@ def prepared_cost(made: Prepared, *, accelerate_config: str | None = None, rates
             made, typical, longest, autocast=_HALVES.get(processes.precision), on_gpu=processes.device != "cpu"
         )
     except _UNTRACED as error:
-        text = " ".join(str(error).split()).rstrip(".")
-        notes.append(
-            f"Activations, FLOPs and speed-ups are not known: the model does not run without data ({text[:200]})."
-        )
+        text = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".")
+        what = "Activations, FLOPs and speed-ups are not known: the model does not run without data"
+        notes.append(f"{what} ({text[:160]}).")
         traces = None
     costs = role_costs(
         plan,
@@ -158,8 +168,8 @@ def prepared_cost(made: Prepared, *, accelerate_config: str | None = None, rates
         plan.layout.model_class,
         costs,
         batch_size=settings.batch_size,
-        length=_width(typical),
-        longest=_width(longest),
+        length=width(typical),
+        longest=width(longest),
         processes=processes,
         checkpoints=settings.checkpoints,
         notes=tuple(notes),
@@ -179,33 +189,9 @@ def _rates(device: str, precision: str) -> Rates:
     return replace(DEFAULT_RATES[known], flops=factor * DEFAULT_RATES[known].flops)
 
 
-def _width(batch: Batch) -> int:
-    return next((value.shape[1] for value in batch.values() if value.ndim > 1), 1)
-
-
 def _assumed(made: Prepared, settings: Settings, batch: Batch) -> str:
     why = "no data is named" if made.problem is None else f"the data cannot be read: {made.problem}"
-    return f"Costs are for batches of {settings.batch_size} rows of {_width(batch)} tokens, as {why.rstrip('.')}."
-
-
-def _batches(made: Prepared, settings: Settings, lengths: Lengths | None) -> tuple[Batch, Batch]:
-    """Returns a typical batch and the longest one."""
-    if lengths is None or made.data is None or made.tokenizer is None:
-        limit = getattr(made.base.config.get_text_config(), "max_position_embeddings", None) or DEFAULT_LENGTH
-        ids = torch.ones(settings.batch_size, min(DEFAULT_LENGTH, limit), dtype=torch.long)
-        batch = {"input_ids": ids, "attention_mask": ids, "labels": torch.zeros(len(ids), dtype=torch.long)}
-        return batch, batch
-    collate = get_task(made.request.model.task).data_collator(LoadedModel(made.base, made.tokenizer, ()))
-    order = sorted(range(len(lengths.train)), key=lengths.train.__getitem__)
-    typical = settings.padded_length(lengths.train)
-    place = max(i for i, row in enumerate(order) if i == 0 or lengths.train[row] <= typical)
-    columns = made.data.train
-
-    def batch_up_to(place: int) -> Batch:
-        rows = [columns[order[max(0, place - back)]] for back in range(settings.batch_size)]
-        return {name: value for name, value in collate(rows).items() if isinstance(value, torch.Tensor)}
-
-    return batch_up_to(place), batch_up_to(len(order) - 1)
+    return f"Costs are for batches of {settings.batch_size} rows of {width(batch)} tokens, as {why.rstrip('.')}."
 
 
 def _trace(made: Prepared, typical: Batch, longest: Batch, *, autocast: torch.dtype | None, on_gpu: bool) -> Traces:
@@ -215,7 +201,7 @@ def _trace(made: Prepared, typical: Batch, longest: Batch, *, autocast: torch.dt
 
     model, plan = made.model, made.plan
     common = step(model, typical)
-    is_longer = _width(longest) > _width(typical)
+    is_longer = width(longest) > width(typical)
     at_longest = step(model, longest) if is_longer else common
     evaluation = step(model, typical, trains=False)
     loop = common

@@ -15,8 +15,6 @@ from hf_freeze.activation_cache.rows import expected_maximum, token_lengths
 from hf_freeze.plan.timing import RunLength
 from hf_freeze.tasks import PreparedData
 
-# Tokens of a row where no data says it.
-DEFAULT_LENGTH: Final = 128
 _DEFAULTS: Final[Mapping[str, Any]] = {field.name: field.default for field in dataclasses.fields(TrainingArguments)}
 
 
