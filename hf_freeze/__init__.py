@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from hf_freeze.plan import merge_adapters as merge_adapters
     from hf_freeze.plan import print_trainable_parameters as print_trainable_parameters
     from hf_freeze.plan import resolve_plan as resolve_plan
+    from hf_freeze.run import plan_cost as plan_cost
     from hf_freeze.sharing import load_model as load_model
     from hf_freeze.training import FreezeMixin as FreezeMixin
     from hf_freeze.training import FreezeSeq2SeqTrainer as FreezeSeq2SeqTrainer
@@ -55,6 +56,7 @@ _HOMES = {
     "load_config": "hf_freeze.config",
     "load_model": "hf_freeze.sharing",
     "merge_adapters": "hf_freeze.plan",
+    "plan_cost": "hf_freeze.run",
     "print_trainable_parameters": "hf_freeze.plan",
     "resolve_plan": "hf_freeze.plan",
 }

@@ -11,6 +11,7 @@ import typer
 from rich.text import Text
 
 from hf_freeze.cli import cache, check, export, merge, push, verify
+from hf_freeze.cli.cost import print_comparison, print_cost, print_json
 from hf_freeze.cli.search import print_answer, shown_progress
 from hf_freeze.cli.terminal import errors_on_stderr, new_console, new_grid, print_grid, print_lines, say
 from hf_freeze.config import RunConfig, json_schema, load_config
@@ -51,6 +52,26 @@ FreezeOption = Annotated[
         help="Blocks to freeze: first=8, last=2, fraction=0.5, indices=[0,1], all or none. With several stacks, "
         "encoder.first=8, once for each.",
     ),
+]
+
+AccelerateOption = Annotated[
+    str | None,
+    typer.Option(
+        "--accelerate-config",
+        metavar="FILE",
+        help="What accelerate launch gets as --config_file, for the cost per process; accelerate's default otherwise.",
+    ),
+]
+CompareOption = Annotated[
+    str | None,
+    typer.Option(
+        "--compare",
+        metavar="CONFIG",
+        help="Config of the same model and task, to show beside it; overrides hold for both, --freeze for the first.",
+    ),
+]
+ProfileOption = Annotated[
+    bool, typer.Option("--profile", help="Take a few real steps, which needs the weights, and predict seconds.")
 ]
 
 
@@ -97,12 +118,34 @@ def search(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
 
 
 @app.command()
-def plan(target: TargetArgument, overrides: OverridesArgument = None, freeze: FreezeOption = None) -> None:
-    """Show what trains and where the backward pass stops; reads no weights."""
+def plan(
+    target: TargetArgument,
+    overrides: OverridesArgument = None,
+    freeze: FreezeOption = None,
+    accelerate_config: AccelerateOption = None,
+    compare: CompareOption = None,
+    profile: ProfileOption = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+) -> None:
+    """Show what trains, where the backward pass stops and what it costs; reads no weights without --profile."""
     with errors_on_stderr():
         from hf_freeze import run
 
-        _print_plan(run.plan(target, [*map(_as_override, freeze or ()), *(overrides or ())]))
+        given = tuple(overrides or ())
+        plans = [
+            run.priced_plan(target, [*map(_as_override, freeze or ()), *given], accelerate_config, measures=profile)
+        ]
+        if compare is not None:
+            plans.append(run.rival_plan(target, compare, given, accelerate_config, measures=profile))
+        console = new_console()
+        if as_json:
+            print_json(plans)
+        elif compare is not None:
+            print_comparison(console, (target, compare), *zip(*plans, strict=True))
+        else:
+            table, cost = plans[0]
+            _print_plan(table)
+            print_cost(console, cost)
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from hf_freeze.plan.table import LayoutTable, PlanTable
 from hf_freeze.run.checking import check
+from hf_freeze.run.costing import plan_cost, priced_plan, rival_plan
 from hf_freeze.run.output_folder import CONFIG_FILE
 from hf_freeze.run.planning import layout, plan
 from hf_freeze.run.training import Run, RunResult, newest_checkpoint, train
@@ -16,5 +17,8 @@ __all__ = [
     "layout",
     "newest_checkpoint",
     "plan",
+    "plan_cost",
+    "priced_plan",
+    "rival_plan",
     "train",
 ]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, cast
 
+from peft import PeftModel
 from pydantic import Field
-from transformers import PreTrainedModel
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_freeze.activation_cache.forecast import forecast_depth, forecast_size
 from hf_freeze.config import (
@@ -46,6 +48,71 @@ class PlanRequest(Section):
     activation_cache: ActivationCacheConfig = Field(default=ActivationCacheConfig())
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """A plan with what else is known without weights.
+
+    Attributes:
+        request: The sections that the plan follows from.
+        training: The `training` section; empty where there is none.
+        num_labels: The number of outputs; None where the config does not say it.
+        model: The frozen model on the meta device.
+        data: The tokenised rows; None where no data is named, or where it cannot be read.
+        tokenizer: The tokenizer; None where there are no rows.
+        problem: Why the data cannot be read; None where it can or need not.
+    """
+
+    request: PlanRequest
+    training: Mapping[str, Any]
+    num_labels: int | None
+    model: nn.Module
+    data: PreparedData | None = None
+    tokenizer: PreTrainedTokenizerBase | None = None
+    problem: str | None = None
+
+    @property
+    def plan(self) -> FreezePlan:
+        """What trains."""
+        return plan_of(self.model)
+
+    @property
+    def base(self) -> PreTrainedModel:
+        """The model of Transformers beneath adapters."""
+        model = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        return cast(PreTrainedModel, model)
+
+
+def prepare(target: str, overrides: Iterable[str] = ()) -> Prepared:
+    """Returns what a config would train, or what overrides would train of a model, and reads the data of a config.
+
+    Args:
+        target: A config file, or a model: a folder or its name on the hub.
+        overrides: Such as `freeze.blocks.first=8`.
+
+    Raises:
+        ConfigError: Something in the config does not exist.
+        LayoutError: The blocks of the model cannot be found.
+        PlanError: The freeze or adapters section does not fit the model.
+    """
+    request, data, training, num_labels = request_for(target, overrides)
+    model = frozen_empty_model(request, num_labels=num_labels or 2)
+    made = Prepared(request, training, num_labels, model)
+    if data is None:
+        return made
+    try:
+        task = get_task(request.model.task)
+        tokenizer = task.load_tokenizer(
+            request.model.name_or_path,
+            trust_remote_code=request.model.trust_remote_code,
+            from_pretrained=request.model.from_pretrained_options,
+        )
+        loaded = LoadedModel(made.base, tokenizer, fresh_parameters=())
+        rows = task.tokenize(prepared_data(task, data), loaded, max_length=data.max_length)
+    except ConfigError as error:
+        return replace(made, problem=str(error))
+    return replace(made, data=rows, tokenizer=tokenizer)
+
+
 def plan(target: str, overrides: Iterable[str] = ()) -> PlanTable:
     """Returns what a config would train, or what overrides would train of a model; no weights are read.
 
@@ -60,25 +127,25 @@ def plan(target: str, overrides: Iterable[str] = ()) -> PlanTable:
         LayoutError: The blocks of the model cannot be found.
         PlanError: The freeze or adapters section does not fit the model.
     """
-    request, data, num_labels = request_for(target, overrides)
-    made = empty_plan(request, num_labels=num_labels or 2)
-    table = table_of(made, request)
-    if num_labels is None:
+    return prepared_table(prepare(target, overrides))
+
+
+def prepared_table(made: Prepared) -> PlanTable:
+    """Returns a plan for a reader, with what the activation cache would hold.
+
+    Args:
+        made: The plan.
+    """
+    table = table_of(made.plan, made.request)
+    if made.num_labels is None:
         table = replace(table, notes=(*table.notes, _TWO_LABELS))
-    if data is None or made.depth == 0:
+    if made.plan.depth == 0:
         return table
-    try:
-        task, model = get_task(request.model.task), empty_model(request.model, num_labels=num_labels or 2)
-        tokenizer = task.load_tokenizer(
-            request.model.name_or_path,
-            trust_remote_code=request.model.trust_remote_code,
-            from_pretrained=request.model.from_pretrained_options,
-        )
-        loaded = LoadedModel(model, tokenizer, fresh_parameters=())
-        rows = task.tokenize(prepared_data(task, data), loaded, max_length=data.max_length)
-    except ConfigError as error:
-        return replace(table, cache=(*table.cache, f"How much of the disk it takes is not known. {error}"))
-    return with_size(table, request.activation_cache, rows, model)
+    if made.problem is not None:
+        return replace(table, cache=(*table.cache, f"How much of the disk it takes is not known. {made.problem}"))
+    if made.data is None:
+        return table
+    return with_size(table, made.request.activation_cache, made.data, made.base)
 
 
 def layout(target: str, overrides: Iterable[str] = ()) -> LayoutTable:
@@ -92,7 +159,7 @@ def layout(target: str, overrides: Iterable[str] = ()) -> LayoutTable:
         ConfigError: Something in the config does not exist.
         LayoutError: The blocks of the model cannot be found.
     """
-    request, _, num_labels = request_for(target, overrides)
+    request, _, _, num_labels = request_for(target, overrides)
     table = layout_table(
         find_layout(empty_model(request.model, num_labels=num_labels or 2), blocks_path=request.model.blocks_path)
     )
@@ -148,14 +215,19 @@ def with_size(
     return table if size is None else replace(table, cache=(*table.cache, size))
 
 
-def request_for(target: str, overrides: Iterable[str]) -> tuple[PlanRequest, DataConfig | None, int | None]:
-    """Returns the sections that a plan follows from, the data, and the number of outputs, as far as they are given."""
+def request_for(
+    target: str, overrides: Iterable[str]
+) -> tuple[PlanRequest, DataConfig | None, Mapping[str, Any], int | None]:
+    """Returns the sections that a plan follows from, the data, the training section, and the number of outputs.
+
+    What a model alone does not tell is None or empty.
+    """
     if target.endswith((".yaml", ".yml")) or Path(target).is_file():
         config = load_config(target, overrides)
-        return request_of(config), config.data, num_labels_of(config.data)
+        return request_of(config), config.data, config.training, num_labels_of(config.data)
     given = parse_overrides(overrides)
     sections = {**given, "model": {"name_or_path": target, **given.get("model", {})}}
-    return parse_section(PlanRequest, sections, key=""), None, None
+    return parse_section(PlanRequest, sections, key=""), None, {}, None
 
 
 def request_of(config: RunConfig) -> PlanRequest:
@@ -178,9 +250,13 @@ def num_labels_of(data: DataConfig) -> int | None:
 
 def empty_plan(request: PlanRequest, *, num_labels: int) -> FreezePlan:
     """Returns what would train, from a model without weights: mistakes are found before anything large is read."""
+    return plan_of(frozen_empty_model(request, num_labels=num_labels))
+
+
+def frozen_empty_model(request: PlanRequest, *, num_labels: int) -> nn.Module:
+    """Makes the model of a plan without weights, frozen and with its adapters."""
     model = empty_model(request.model, num_labels=num_labels)
-    frozen = freeze_model(model, request.freeze, request.adapters, blocks_path=request.model.blocks_path)
-    return plan_of(frozen)
+    return freeze_model(model, request.freeze, request.adapters, blocks_path=request.model.blocks_path)
 
 
 def empty_model(model: ModelConfig, *, num_labels: int) -> PreTrainedModel:

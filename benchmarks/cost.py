@@ -1,0 +1,311 @@
+"""Compares what the cost model predicts with what is measured, on plans of MiniLM and the movie reviews.
+
+- `steps`: steps of a plain `Trainer` in full, of the frozen loop and of each plan, interleaved in one process
+  (`benchmarks/pacing.py`), beside the predicted speed-ups. All train on the same batches in the same order.
+- `memory`: the most bytes that torch's allocator had handed out at once in a training step (its own profiler), and the
+  growth of the anonymous memory of a fresh process, beside the predicted peak.
+- `rates`: what the default rates of the CPU were taken from.
+
+All write Markdown to standard output. Predictions come from `hf_freeze.plan_cost` with its default rates.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import functools
+import multiprocessing
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.profiler import ProfilerActivity, profile
+from transformers import DataCollatorWithPadding, PrinterCallback, ProgressCallback, Trainer
+
+from benchmarks.contenders import (
+    LEARNING_RATE,
+    WEIGHT_DECAY,
+    Reviews,
+    freeze_by_hand,
+    require_cache,
+    training_arguments,
+)
+from benchmarks.pacing import Gate, Training, estimate, interleave, machine, steps_of
+from benchmarks.reviews import REVIEWS, load_minilm, review_rows
+from benchmarks.whole_runs import MemoryWatch, anonymous_memory, table_head, table_row
+from hf_freeze import FreezeTrainer, freeze_model, plan_cost
+from hf_freeze.plan.cost import PlanCost
+
+_LORA = {"peft_type": "LORA", "blocks": {"last": 2}, "target_modules": "all-linear", "r": 16, "lora_alpha": 32}
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One plan.
+
+    Attributes:
+        name: What the tables call it.
+        depth: How many blocks are frozen from the input on.
+        adapters: Its adapters.
+        cached: Whether it trains from the activation cache.
+    """
+
+    name: str
+    depth: int
+    adapters: tuple[dict[str, Any], ...] = ()
+    cached: bool = False
+
+
+PLANS = (
+    Contender("full", 0),
+    Contender("k = 2", 2),
+    Contender("k = 4", 4),
+    Contender("k = 4, cached", 4, cached=True),
+    Contender("k = 5, cached", 5, cached=True),
+    Contender("k = 4, LoRA on the top 2", 4, adapters=(_LORA,)),
+)
+MEMORY_PLANS = (
+    *(plan for plan in PLANS if not plan.cached),
+    Contender("k = 5", 5),
+    Contender("k = 6", 6),
+)
+
+
+def predicted(plan: Contender, options: argparse.Namespace) -> PlanCost:
+    """Returns what the cost model says about a plan.
+
+    Args:
+        plan: The plan.
+        options: Those of the command line.
+    """
+    model, tokenizer = load_minilm(seed=options.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        model.config.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        config = Path(folder, "plan.yaml")
+        config.write_text(
+            f"model: {{name_or_path: {folder}}}\n"
+            f"data: {{load_dataset: {{path: {REVIEWS}}}, max_length: {options.max_length}, "
+            "labels: [negative, positive]}\n"
+            f"training: {{output_dir: {folder}/out, use_cpu: true, "
+            f"per_device_train_batch_size: {options.batch_size}}}\n"
+        )
+        overrides = [f"freeze.blocks.first={plan.depth}"] if plan.depth else []
+        overrides += [f"adapters={[{**each} for each in plan.adapters]}"] if plan.adapters else []
+        return plan_cost(str(config), overrides)
+
+
+def step_lines(options: argparse.Namespace) -> list[str]:
+    """Returns the table of `steps`."""
+    model, tokenizer = load_minilm(seed=options.seed)
+    num_steps = steps_of(options.rounds, options.dropped)
+    num_rows = num_steps * options.batch_size
+    rows = review_rows(tokenizer, "train", num_rows=num_rows, max_length=options.max_length, seed=options.seed)
+    reviews = Reviews(model, tokenizer, rows)
+    lines = table_head(["plan", "ms", "over full", "predicted", "error", "over the frozen loop", "predicted", "error"])
+    with tempfile.TemporaryDirectory() as folder:
+        loops = {depth: Contender(f"loop {depth}", depth) for depth in sorted({plan.depth for plan in PLANS} - {0})}
+        loops |= {-1: Contender("LoRA loop", 4, adapters=(_LORA,))}
+        contenders = [*PLANS, *loops.values()]
+        makers = [functools.partial(_trainer, reviews, folder=Path(folder), options=options)] * len(contenders)
+        trainers, trainings = [], []
+        for make, contender in zip(makers, contenders, strict=True):
+            gate = Gate()
+            trainer = make(contender, gate, num_steps=num_steps)
+            trainers.append(trainer)
+            trainings.append(Training(trainer.train, gate))
+        seconds = interleave(
+            trainings,
+            num_rounds=options.rounds,
+            num_dropped=options.dropped,
+            num_threads=options.threads,
+            seed=options.seed,
+            name="plans",
+        )
+        for contender, trainer in zip(contenders, trainers, strict=True):
+            if contender.cached:
+                require_cache(trainer)
+    measured = dict(zip((each.name for each in contenders), seconds.T, strict=True))
+    for plan in PLANS:
+        loop = "full" if plan.depth == 0 else "LoRA loop" if plan.adapters else f"loop {plan.depth}"
+        cost = predicted(plan, options)
+        cells: list[object] = [plan.name, f"{1e3 * np.median(measured[plan.name]):.0f}"]
+        pairs = (cost.cached_over_full, cost.cached_over_loop) if plan.cached else (cost.over_full, cost.over_loop)
+        for other, speedup in zip(("full", loop), pairs, strict=True):
+            assert speedup is not None
+            found = estimate(measured[other] / measured[plan.name], np.median, seed=options.seed)
+            cells += [f"{found:.2f}", f"{speedup.step:.2f}", f"{speedup.step / found.value - 1:+.0%}"]
+        lines.append(table_row(cells))
+    return lines
+
+
+def _trainer(
+    reviews: Reviews, contender: Contender, gate: Gate, *, num_steps: int, folder: Path, options: argparse.Namespace
+) -> Trainer:
+    args = training_arguments(
+        folder,
+        batch_size=options.batch_size,
+        seed=options.seed,
+        max_steps=num_steps,
+        train_sampling_strategy="sequential",
+    )
+    model = copy.deepcopy(reviews.model)
+    shared: dict[str, Any] = {
+        "train_dataset": reviews.train,
+        "data_collator": DataCollatorWithPadding(reviews.tokenizer),
+    }
+    is_loop = "loop" in contender.name
+    if contender.depth == 0 or (is_loop and not contender.adapters):
+        freeze_by_hand(model, contender.depth) if contender.depth else None
+        trainer: Trainer = Trainer(model, args, callbacks=[gate], **shared)
+    else:
+        trainer = FreezeTrainer(
+            model,
+            args,
+            callbacks=[gate],
+            freeze={"blocks": {"first": contender.depth}, "keep_dropout": is_loop},
+            adapters=contender.adapters,
+            activation_cache={"enabled": contender.cached, "dir": str(folder / "cache")},
+            **shared,
+        )
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    return trainer
+
+
+def memory_lines(options: argparse.Namespace) -> list[str]:
+    """Returns the table of `memory`."""
+    lines = table_head(["plan", "predicted, MB", "allocated, MB", "error", "growth of the process, MB", "error"])
+    spawn = multiprocessing.get_context("spawn")
+    # A new process for each: it shares nothing with the one before.
+    with ProcessPoolExecutor(1, mp_context=spawn, max_tasks_per_child=1) as executor:
+        for plan in MEMORY_PLANS:
+            expected = predicted(plan, options).peak
+            assert expected is not None
+            allocated, grown = executor.submit(measured_peaks, plan, options).result()
+            cells = [plan.name, f"{expected / 1e6:.0f}"]
+            for found in (allocated, grown):
+                cells += [f"{found / 1e6:.0f}", f"{expected / found - 1:+.0%}"]
+            lines.append(table_row(cells))
+    return lines
+
+
+def measured_peaks(plan: Contender, options: argparse.Namespace) -> tuple[int, int]:
+    """Trains on the longest batch in this process, and returns two peaks, in bytes, of the whole and of what grew.
+
+    Args:
+        plan: The plan.
+        options: Those of the command line.
+    """
+    torch.set_num_threads(options.threads)
+    original, tokenizer = load_minilm(seed=options.seed)
+    rows = review_rows(tokenizer, "train", num_rows=None, max_length=options.max_length, seed=options.seed)
+    longest = sorted(range(len(rows)), key=lambda row: -len(rows[row]["input_ids"]))[: options.batch_size]
+    batch = dict(DataCollatorWithPadding(tokenizer)([rows[row] for row in longest]))
+    # What libraries load and set up on first use is not counted.
+    _Step(copy.deepcopy(original), plan)({name: value[:2] for name, value in batch.items()})
+    before = anonymous_memory()
+    # Weights that are read from a file lie in memory that is mapped to it: a copy has memory of its own.
+    step = _Step(copy.deepcopy(original), plan)
+    with MemoryWatch() as watch:
+        for _ in range(3):
+            step(batch)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step(batch)
+    return step.num_bytes + _largest(profiler), watch.peak - before
+
+
+class _Step:
+    """A step of a hand-written loop.
+
+    Args:
+        model: What trains.
+        plan: How.
+    """
+
+    def __init__(self, model: Any, plan: Contender) -> None:
+        freeze = {"blocks": {"first": plan.depth}} if plan.depth else None
+        self.model = freeze_model(model, freeze, plan.adapters).train()
+        self.trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.trained, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True)
+
+    def __call__(self, batch: Any) -> None:
+        torch.autograd.backward(self.model(**batch).loss)
+        torch.nn.utils.clip_grad_norm_(self.trained, 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of weights and optimizer state, which stay from step to step."""
+        kept = [value for entry in self.optimizer.state.values() for value in entry.values()]
+        return sum(value.nbytes for value in (*self.model.parameters(), *kept) if isinstance(value, torch.Tensor))
+
+
+def _largest(profiler: Any) -> int:
+    """Returns the most bytes that were handed out at once since the profiler began."""
+    events = sorted(
+        (event.start_ns(), event.nbytes())
+        for event in profiler.profiler.kineto_results.events()
+        if event.name() == "[memory]"
+    )
+    held = most = 0
+    for _, num_bytes in events:
+        held += num_bytes
+        most = max(most, held)
+    return most
+
+
+def rate_lines(options: argparse.Namespace) -> list[str]:
+    """Returns what the default rates of the CPU are taken from."""
+    tokens, hidden = 1920, 384
+    narrow, wide = torch.randn(tokens, hidden), torch.randn(tokens, 4 * hidden)
+    weight, scores, one = torch.randn(hidden, 4 * hidden), torch.randn(32, 12, 60, 60), torch.randn(4, 4)
+    layer = torch.nn.Linear(4, 4)
+    measured: dict[str, tuple[Callable[[], Any], float, str]] = {
+        "matrix product": (lambda: narrow @ weight, 2e-9 * tokens * hidden * 4 * hidden, "GFLOP/s"),
+        "elementwise product": (lambda: wide * 1.5, 2e-9 * wide.nbytes, "GB/s"),
+        "GELU": (lambda: torch.nn.functional.gelu(wide), 2e-9 * wide.nbytes, "GB/s"),
+        "layer norm": (lambda: torch.nn.functional.layer_norm(narrow, (hidden,)), 2e-9 * narrow.nbytes, "GB/s"),
+        "softmax": (lambda: scores.softmax(-1), 2e-9 * scores.nbytes, "GB/s"),
+        "random numbers": (lambda: torch.empty_like(scores).bernoulli_(0.9), 1e-6 * scores.numel(), "million/s"),
+        "layer on 4 x 4": (lambda: [layer(one) for _ in range(1000)], 1e-3, "million/s"),
+    }
+    lines = table_head(["operation", "rate"])
+    for name, (operation, amount, unit) in measured.items():
+        taken = []
+        for _ in range(50):
+            start = time.perf_counter()
+            operation()
+            taken.append(time.perf_counter() - start)
+        lines.append(table_row([name, f"{amount / float(np.median(taken)):.3g} {unit}"]))
+    return lines
+
+
+COMMANDS = {"steps": step_lines, "memory": memory_lines, "rates": rate_lines}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measures, and reports in Markdown."""
+    parser = argparse.ArgumentParser(description="Compare predicted with measured costs.")
+    parser.add_argument("command", choices=COMMANDS)
+    parser.add_argument("--threads", type=int, default=2, help="threads that an operation of torch may use")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--max-length", type=int, default=64, help="tokens per review")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=12, help="steps of each that are kept")
+    parser.add_argument("--dropped", type=int, default=3, help="steps of each that come before those")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    here = machine()
+    print("\n".join([f"{here} {options.threads} threads.", "", *COMMANDS[options.command](options)]))
+
+
+if __name__ == "__main__":
+    main()

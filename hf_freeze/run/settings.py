@@ -1,0 +1,121 @@
+"""What the training section and the rows say about the amount of work: batches, updates and evaluations."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from transformers import TrainingArguments
+from transformers.training_args import OptimizerNames
+
+from hf_freeze.activation_cache.rows import expected_maximum, token_lengths
+from hf_freeze.plan.timing import RunLength
+from hf_freeze.tasks import PreparedData
+
+_DEFAULTS: Final[Mapping[str, Any]] = {field.name: field.default for field in dataclasses.fields(TrainingArguments)}
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """How long rows are, in tokens.
+
+    Attributes:
+        train: Of every row that is trained on.
+        validation: Of every row that is evaluated on while training.
+    """
+
+    train: Sequence[int]
+    validation: Sequence[int]
+
+
+class Settings:
+    """The training section with the defaults of Transformers; nothing is created and nothing needs a device.
+
+    Args:
+        section: The training section of a config.
+    """
+
+    def __init__(self, section: Mapping[str, Any]) -> None:
+        self._values = {**_DEFAULTS, **section}
+        self.batch_size = int(self._values["per_device_train_batch_size"])
+        self.accumulation = int(self._values["gradient_accumulation_steps"])
+        self.checkpoints = bool(self._values["activation_checkpointing"])
+        self.clips = bool(self._values["max_grad_norm"])
+        self.groups_by_length = self._values["train_sampling_strategy"] == "group_by_length"
+        self.optimizer = OptimizerNames(self._values["optim"]).value
+
+    @property
+    def optimizer_options(self) -> dict[str, str]:
+        """What `optim_args` says."""
+        given = self._values["optim_args"] or ""
+        if isinstance(given, Mapping):
+            return {str(name): str(value) for name, value in given.items()}
+        return dict(part.strip().split("=", 1) for part in str(given).split(",") if "=" in part)
+
+    def precision(self, of_processes: str) -> str:
+        """Returns `no`, `fp16` or `bf16`: the training section wins over the accelerate config."""
+        return next((name for name in ("bf16", "fp16") if self._values[name]), of_processes)
+
+    def device(self, of_processes: str) -> str:
+        """Returns the type of the device."""
+        return "cpu" if self._values["use_cpu"] else of_processes
+
+    def padded_length(self, lengths: Sequence[int], *, evaluates: bool = False) -> int:
+        """Returns how many tokens a row takes in a typical batch, padding included."""
+        size = int(self._values["per_device_eval_batch_size"]) if evaluates else self.batch_size
+        if self.groups_by_length:
+            return round(sum(lengths) / len(lengths))
+        return round(expected_maximum(lengths, size))
+
+    def run_length(self, lengths: Lengths, *, num_processes: int) -> RunLength:
+        """Returns how much there is to do in one process.
+
+        Args:
+            lengths: How long rows are.
+            num_processes: How many processes share the rows.
+        """
+        batches = math.ceil(len(lengths.train) / (self.batch_size * num_processes))
+        steps_an_epoch = math.ceil(batches / self.accumulation)
+        num_steps = int(self._values["max_steps"])
+        if num_steps <= 0:
+            num_steps = math.ceil(steps_an_epoch * float(self._values["num_train_epochs"]))
+        tokens_a_batch = self.batch_size * self.padded_length(lengths.train)
+        num_evaluations = self._num_evaluations(num_steps, steps_an_epoch) if lengths.validation else 0
+        evaluated = built = 0.0
+        if num_evaluations:
+            evaluated = len(lengths.validation) * self.padded_length(lengths.validation, evaluates=True)
+            built += sum(lengths.validation)
+        # Rows that training does not get through are computed as they come.
+        built += min(1.0, num_steps / steps_an_epoch) * sum(lengths.train)
+        return RunLength(
+            num_steps=num_steps,
+            accumulation=self.accumulation,
+            num_evaluations=num_evaluations,
+            evaluation_batches=evaluated / tokens_a_batch / num_processes,
+            build_batches=built / tokens_a_batch / num_processes,
+        )
+
+    def _num_evaluations(self, num_steps: int, steps_an_epoch: int) -> int:
+        strategy = str(getattr(self._values["eval_strategy"], "value", self._values["eval_strategy"]))
+        first = int(bool(self._values["eval_on_start"]))
+        if strategy == "epoch":
+            return first + math.ceil(num_steps / steps_an_epoch)
+        if strategy == "steps":
+            interval = float(self._values["eval_steps"] or self._values["logging_steps"])
+            interval = math.ceil(num_steps * interval) if interval < 1 else interval
+            return first + int(num_steps // interval)
+        return 0
+
+
+def lengths_of(data: PreparedData) -> Lengths | None:
+    """Returns how long tokenised rows are, or None where they have no tokens or there are none.
+
+    Args:
+        data: The rows.
+    """
+    train = token_lengths(data.train)
+    validation = None if data.validation is None else token_lengths(data.validation)
+    return Lengths(train, validation or []) if train else None

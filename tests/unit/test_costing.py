@@ -1,0 +1,270 @@
+"""What a config costs: from its file to numbers, without weights; and what is wrong said in whole messages."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+from typer.testing import CliRunner, Result
+
+from hf_freeze import load_config, plan_cost
+from hf_freeze.cli import app
+from hf_freeze.errors import ConfigError
+from hf_freeze.plan.cost import Processes
+from hf_freeze.plan.timing import RunLength
+from hf_freeze.run.processes import processes_of
+from hf_freeze.run.settings import Lengths, Settings
+from tests import tiny_run
+from tests.conftest import REPOSITORY
+
+LORA = "adapters=[{peft_type: LORA, target_modules: all-linear, r: 2, blocks: {last: 2}}]"
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], prog_name="hf-freeze")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_run.write_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def config(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A config file of a quick run over 24 rows, half of its blocks frozen."""
+    folder = tmp_path_factory.mktemp("config")
+    rows = tiny_run.write_rows(folder / "rows", splits="train validation")
+    sections = tiny_run.sections(model, rows, folder / "out", eval_strategy="epoch", max_steps=-1)
+    path = folder / "config.yaml"
+    YAML().dump({**sections, "freeze": {"blocks": {"first": 2}}}, path)
+    return path
+
+
+@pytest.fixture
+def without_weights(model: Path, tmp_path: Path) -> Path:
+    """The folder of a model that has a config and a tokenizer only."""
+    for path in model.iterdir():
+        if path.suffix != ".safetensors":
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    return tmp_path
+
+
+def test_a_config_is_priced_without_weights(config: Path, without_weights: Path) -> None:
+    cost = plan_cost(str(config), [f"model.name_or_path={without_weights}"])
+    assert [role.role for role in cost.roles] == ["embeddings", *(f"blocks[{i}]" for i in range(4)), "head"]
+    assert (cost.batch_size, cost.longest) == (8, 9)
+    total = cost.total
+    assert total.optimizer == 2 * total.gradients > 0
+    assert total.checkpointed is not None
+    assert total.activations is not None
+    assert total.checkpointed < total.activations
+    assert cost.peak is not None
+    assert cost.peak > total.weights + total.optimizer + total.activations
+    assert cost.cache is not None
+    assert cost.cache.num_rows == 48
+    assert cost.cache.build_flops > 0
+    assert cost.notes == ()
+
+
+def test_speed_ups_are_in_the_order_that_less_work_gives(config: Path) -> None:
+    half = plan_cost(str(config))
+    most = plan_cost(str(config), ["freeze.blocks.first=3"])
+    for cost in (half, most):
+        assert cost.over_full
+        assert cost.over_loop
+        assert cost.cached_over_full
+        assert cost.cached_over_loop
+        assert 1 <= cost.over_loop.step < cost.over_full.step < cost.cached_over_full.step
+    assert most.cached_over_full.step > half.cached_over_full.step
+
+
+def test_full_training_is_as_fast_as_itself(config: Path) -> None:
+    cost = plan_cost(str(config), ["freeze=null"])
+    assert cost.over_full is not None
+    assert (cost.over_full.step, cost.over_full.run) == (1, 1)
+    assert cost.over_loop == cost.over_full
+    assert (cost.cache, cost.cached_over_full, cost.peak_cached) == (None, None, None)
+
+
+def test_adapters_are_counted(config: Path) -> None:
+    without, cost = (plan_cost(str(config), each) for each in ((), (LORA,)))
+    assert cost.total.weights > without.total.weights
+    assert cost.total.gradients < without.total.gradients
+    assert cost.roles[3].forward_flops > without.roles[3].forward_flops
+
+
+def test_a_model_alone_is_priced_for_assumed_batches(model: Path) -> None:
+    cost = plan_cost(str(model), ["freeze.blocks.first=2"])
+    assert cost.notes == ("Costs are for batches of 8 rows of 64 tokens, as no data is named.",)
+    assert cost.over_full is not None
+    assert cost.over_full.run is None
+
+
+def test_a_model_that_cannot_be_traced_is_priced_as_far_as_it_goes(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import BertForSequenceClassification
+
+    forward = BertForSequenceClassification.forward
+
+    def curious(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if kwargs["input_ids"].sum().item():
+            return forward(self, *args, **kwargs)
+        return None
+
+    monkeypatch.setattr(BertForSequenceClassification, "forward", curious)
+    cost = plan_cost(str(config))
+    assert cost.notes[0].startswith(
+        "Activations, FLOPs and speed-ups are not known: the model does not run without data "
+        "(DataDependentOutputException: "
+    )
+    assert cost.total.gradients > 0
+    assert (cost.total.activations, cost.total.forward_flops, cost.peak, cost.over_full) == (None, None, None, None)
+    assert call("plan", config).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("single_cpu", Processes()),
+        ("two_cpu", Processes(2, copies_gradients=True)),
+        ("fsdp2", Processes(2, "cpu", "bf16", True, True, True)),
+        ("deepspeed_zero2", Processes(2, "cpu", "bf16", False, True, True)),
+        ("deepspeed_zero3", Processes(2, "cpu", "bf16", True, True, True)),
+        ("multi_node", Processes(16, "cpu", "bf16", copies_gradients=True)),
+    ],
+)
+def test_an_accelerate_config_says_what_each_process_holds(
+    name: str, expected: Processes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.accelerator.current_accelerator", lambda: None)
+    assert processes_of(str(REPOSITORY / "accelerate_configs" / f"{name}.yaml")) == expected
+
+
+def test_sharding_divides_what_a_plan_costs(config: Path) -> None:
+    fsdp = str(REPOSITORY / "accelerate_configs" / "fsdp2.yaml")
+    whole, part = plan_cost(str(config)), plan_cost(str(config), accelerate_config=fsdp)
+    assert part.total.optimizer == pytest.approx(whole.total.optimizer / 2, abs=8)
+
+
+def test_an_accelerate_config_that_is_none_is_said(tmp_path: Path) -> None:
+    exist = "accelerate_configs/ holds one for each common case."
+    with pytest.raises(ConfigError) as missing:
+        processes_of("nowhere.yaml")
+    assert str(missing.value) == (
+        f"--accelerate-config: no such file; got 'nowhere.yaml'. {exist} Name one, or leave the option out."
+    )
+    path = tmp_path / "wrong.yaml"
+    path.write_text("num_processes: 2\n")
+    with pytest.raises(ConfigError) as wrong:
+        processes_of(str(path))
+    assert str(wrong.value) == (
+        f"--accelerate-config: accelerate cannot read this file; got {str(path)!r}. It says: A `distributed_type` must "
+        f"be specified in the config file. {exist} Name one of them, or mend the file."
+    )
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "a: [", "distributed_type: MAGIC"])
+def test_whatever_an_accelerate_config_holds_no_traceback_is_shown(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "wrong.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=re.escape("--accelerate-config: accelerate cannot read this file; got ")):
+        processes_of(str(path))
+
+
+def test_the_run_is_as_long_as_its_epochs_and_evaluations() -> None:
+    settings = Settings(
+        {
+            "per_device_train_batch_size": 2,
+            "per_device_eval_batch_size": 1,
+            "gradient_accumulation_steps": 2,
+            "num_train_epochs": 3,
+            "eval_strategy": "epoch",
+        }
+    )
+    lengths = Lengths(train=[4] * 10, validation=[8, 8])
+    assert settings.run_length(lengths, num_processes=1) == RunLength(
+        num_steps=9, accumulation=2, num_evaluations=3, evaluation_batches=2.0, build_batches=(40 + 16) / 8
+    )
+    assert Settings({"max_steps": 7}).run_length(lengths, num_processes=2).num_steps == 7
+    every = Settings({"max_steps": 10, "eval_strategy": "steps", "eval_steps": 0.25, "eval_on_start": True})
+    assert every.run_length(lengths, num_processes=1).num_evaluations == 4
+
+
+def test_padding_follows_how_rows_are_sampled() -> None:
+    lengths = [2, 4, 6, 8]
+    assert Settings({"per_device_train_batch_size": 64}).padded_length(lengths) == 8
+    assert Settings({"train_sampling_strategy": "group_by_length"}).padded_length(lengths) == 5
+
+
+def test_plans_are_shown_side_by_side(config: Path) -> None:
+    deeper = config.with_name("deeper.yaml")
+    deeper.write_text(f"extends: {config.name}\nfreeze: {{blocks: {{first: 3}}}}\n")
+    result = call("plan", config, "--compare", deeper)
+    assert result.exit_code == 0, result.stderr
+    assert re.search(r"^ *parameters that train +18,210 +9,666$", result.stdout, re.MULTILINE)
+    found = re.search(r"^ *cached step, over full +(\S+) +(\S+)$", result.stdout, re.MULTILINE)
+    assert found is not None
+    assert float(found[1]) <= float(found[2])
+
+
+def test_what_cannot_be_compared_is_said(config: Path, tmp_path: Path) -> None:
+    result = call("plan", config, "--compare", "nowhere.yaml")
+    assert (result.exit_code, result.stderr) == (
+        2,
+        "--compare: no such file; got 'nowhere.yaml'. It is the config of another plan for the same model. Name one.\n",
+    )
+    name = load_config(config).model.name_or_path
+    other = config.with_name("other.yaml")
+    other.write_text(f"extends: {config.name}\nmodel: {{name_or_path: another/model}}\n")
+    result = call("plan", config, "--compare", other)
+    assert (result.exit_code, result.stderr) == (
+        2,
+        (
+            "--compare: plans of one model and one task can be compared; got model.name_or_path 'another/model' in "
+            f"{other}. In {config} it is {name!r}. Name another config, or override model.name_or_path.\n"
+        ),
+    )
+
+
+def test_json_says_the_same_to_programs(config: Path) -> None:
+    cost = plan_cost(str(config))
+    printed = json.loads(call("plan", config, "--json").stdout)
+    assert printed["plan"]["model_class"] == "BertForSequenceClassification"
+    assert printed["cost"]["peak"] == cost.peak
+    assert printed["cost"]["total"]["weights"] == cost.total.weights
+    assert [role["role"] for role in printed["cost"]["roles"]] == [role.role for role in cost.roles]
+
+
+def test_a_profile_predicts_seconds_and_writes_nothing(config: Path) -> None:
+    before = sorted(config.parent.rglob("*"))
+    result = call("plan", config, LORA, "--profile", "--json")
+    assert result.exit_code == 0, result.stderr
+    seconds = json.loads(result.stdout)["cost"]["seconds"]
+    assert 0 < seconds["cached_step"] < seconds["step"]
+    assert seconds["run"] > 3 * seconds["step"]
+    assert sorted(config.parent.rglob("*")) == before
+
+
+def test_a_profile_needs_rows_and_weights(config: Path, model: Path, without_weights: Path) -> None:
+    result = call("plan", model, "--freeze", "first=2", "--profile")
+    assert (result.exit_code, result.stderr) == (
+        2,
+        (
+            f"--profile: steps are measured on the rows that a config names; got {str(model)!r}. There are none: it is "
+            "a model, not a config. Give a config whose data can be read, or leave --profile out.\n"
+        ),
+    )
+    result = call("plan", config, f"model.name_or_path={without_weights}", "--profile")
+    assert result.exit_code == 2
+    assert "model.name_or_path" in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_an_optimizer_that_is_not_known_is_said(config: Path) -> None:
+    cost = plan_cost(str(config), ["training.optim=schedule_free_adamw"])
+    assert cost.notes == ("What schedule_free_adamw keeps is not known; its state is counted as that of AdamW.",)
