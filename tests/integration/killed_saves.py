@@ -1,6 +1,6 @@
 """Trains in processes that are killed with SIGKILL while they save, and tells what was left and resumed from.
 
-`python -m tests.integration.killed_saves FOLDER KILLS` prints one JSON object. Processes are forked, so that the
+`python -m tests.integration.killed_saves FOLDER KILLS` writes FOLDER/told.json. Processes are forked, so that the
 libraries are imported once.
 """
 
@@ -21,7 +21,7 @@ from hf_freeze.training import FreezeTrainer, checkpoint
 from tests.tiny import tiny_bert
 from tests.unit.training.runs import arguments, rows
 
-NUM_STEPS = 60
+STEPS_PER_KILL = 3  # At most: a process is killed in its first, second or third save.
 FREEZE = {"blocks": {"first": 2}, "embeddings": "full"}
 
 
@@ -45,24 +45,24 @@ class TellingTrainer(FreezeTrainer):
         self.tell(saved=self.state.global_step, seconds=time.perf_counter() - start)
 
 
-def train(folder: Path, pipe: int, *, resume: bool) -> None:
+def train(folder: Path, pipe: int, num_steps: int, *, resume: bool) -> None:
     """Trains to the end, saving at every step, and tells the digest of every parameter."""
     model = tiny_bert(vocab_size=9_000, hidden_dropout_prob=0.1)  # Large enough for a save to take a while.
-    args = arguments(folder, max_steps=NUM_STEPS, save_strategy="steps", save_steps=1, save_total_limit=3)
+    args = arguments(folder, max_steps=num_steps, save_strategy="steps", save_steps=1, save_total_limit=3)
     trainer = TellingTrainer(model, args, train_dataset=rows(), freeze=FREEZE)
     trainer.pipe = pipe
     trainer.train(resume_from_checkpoint=resume)
     trainer.tell(ended={name: tensor_digest(parameter) for name, parameter in trainer.model.named_parameters()})
 
 
-def start(folder: Path, *, resume: bool) -> tuple[int, int]:
+def start(folder: Path, num_steps: int, *, resume: bool) -> tuple[int, int]:
     """Forks a process that trains, and returns its number and the pipe that it writes to."""
     reading, writing = os.pipe()
     if (process := os.fork()) == 0:
         code = 1
         try:
             os.close(reading)
-            train(folder, writing, resume=resume)
+            train(folder, writing, num_steps, resume=resume)
             code = 0
         finally:
             os._exit(code)
@@ -77,20 +77,20 @@ def events(pipe: int) -> Any:
             yield json.loads(line)
 
 
-def run_to_end(folder: Path, *, resume: bool) -> list[dict[str, Any]]:
+def run_to_end(folder: Path, num_steps: int, *, resume: bool) -> list[dict[str, Any]]:
     """Lets a process train to the end, and returns its events."""
-    process, pipe = start(folder, resume=resume)
+    process, pipe = start(folder, num_steps, resume=resume)
     told = list(events(pipe))
     if os.waitpid(process, 0)[1] != 0:
         raise RuntimeError(f"the process ended by itself with an error, after {told[-1:]}")
     return told
 
 
-def kill_while_saving(folder: Path, draw: random.Random, seconds: float) -> dict[str, Any]:
+def kill_while_saving(folder: Path, num_steps: int, draw: random.Random, seconds: float) -> dict[str, Any]:
     """Starts a process, kills it at a random moment of a save, and returns what it had done."""
     newest = checkpoint.newest_complete(folder)
-    process, pipe = start(folder, resume=newest is not None)
-    saves, resumed, saving = draw.randint(1, 3), None, 0
+    process, pipe = start(folder, num_steps, resume=newest is not None)
+    saves, resumed, saving = draw.randint(1, STEPS_PER_KILL), None, 0
     for event in events_until_kill(pipe, process, saves, draw.uniform(0, seconds)):
         resumed, saving = event.get("resumed", resumed), event.get("saving", saving)
     os.waitpid(process, 0)
@@ -117,17 +117,18 @@ def events_until_kill(pipe: int, process: int, saves: int, delay: float) -> Any:
 
 
 def main(folder: Path, kills: int) -> None:
-    """Prints what every killed process resumed from and left, and how the killed and the whole run ended."""
-    draw = random.Random(0)
-    whole = run_to_end(folder / "whole", resume=False)
-    seconds = sorted(event["seconds"] for event in whole if "saved" in event)[NUM_STEPS // 2]
-    trials = [kill_while_saving(folder / "killed", draw, seconds) for _ in range(kills)]
+    """Tells what every killed process resumed from and left, and how the killed and the whole run ended."""
+    draw, num_steps = random.Random(0), STEPS_PER_KILL * kills + 2
+    whole = run_to_end(folder / "whole", num_steps, resume=False)
+    seconds = sorted(event["seconds"] for event in whole if "saved" in event)[num_steps // 2]
+    trials = [kill_while_saving(folder / "killed", num_steps, draw, seconds) for _ in range(kills)]
     newest = checkpoint.newest_complete(folder / "killed")
-    rest = run_to_end(folder / "killed", resume=newest is not None)
+    rest = run_to_end(folder / "killed", num_steps, resume=newest is not None)
     resumed = next((event["resumed"] for event in rest if "resumed" in event), None)
     left = newest.name if newest is not None else None
     ends = {"whole": whole[-1]["ended"], "killed": rest[-1]["ended"]}
-    sys.stdout.write(json.dumps({"trials": trials, "left": left, "resumed": resumed, **ends}))
+    told = {"trials": trials, "left": left, "resumed": resumed, **ends}
+    (folder / "told.json").write_text(json.dumps(told))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ def test_the_newest_complete_checkpoint_resumes_every_time(tmp_path: Path, kills
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    told = json.loads(done.stdout)
+    told = json.loads((tmp_path / "told.json").read_text())
     assert len(told["trials"]) == kills
     for trial in told["trials"]:
         assert trial["resumed"] == trial["newest"]
