@@ -39,7 +39,7 @@ class QuickPadding:
         self.is_trusted = True
         self._left_to_check = NUM_CHECKED
 
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Any:
+    def __call__(self, rows: list[dict[str, Any]]) -> Any:
         """Returns the batch of some rows: tensors of shape (B, L), and labels of shape (B).
 
         Args:
@@ -107,7 +107,7 @@ def quick_padding(collate: Callable[[Any], Any]) -> Callable[[Any], Any]:
     if type(collate) is not DataCollatorWithPadding or collate.return_tensors != "pt":
         return collate
     base, own = PreTrainedTokenizerBase, type(collate.tokenizer)
-    is_plain = issubclass(own, base) and own.pad is base.pad and own._pad is base._pad
+    is_plain = own.pad is base.pad and own._pad is base._pad
     pads_to_longest = collate.padding is True or collate.padding == "longest"
     return QuickPadding(collate) if is_plain and pads_to_longest else collate
 
