@@ -19,6 +19,8 @@ TOOLS = [requirement for extra in ("onnx", "search", "test") for requirement in 
 
 EVERY = sorted({*DEPENDENCIES, *(requirement for extra in EXTRAS.values() for requirement in extra)}, key=str)
 
+EVERY = sorted({*DEPENDENCIES, *(requirement for extra in EXTRAS.values() for requirement in extra)}, key=str)
+
 
 def pins(name: str) -> dict[str, Version]:
     """Reads a constraints file into canonical name and exact version."""
