@@ -16,9 +16,6 @@ PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-
 DEPENDENCIES = [Requirement(line) for line in PROJECT["dependencies"]]
 EXTRAS = {extra: [Requirement(line) for line in lines] for extra, lines in PROJECT["optional-dependencies"].items()}
 TOOLS = [requirement for extra in ("onnx", "search", "test") for requirement in EXTRAS[extra]]
-
-EVERY = sorted({*DEPENDENCIES, *(requirement for extra in EXTRAS.values() for requirement in extra)}, key=str)
-
 EVERY = sorted({*DEPENDENCIES, *(requirement for extra in EXTRAS.values() for requirement in extra)}, key=str)
 
 
