@@ -98,17 +98,15 @@ def role_costs(
         if decision.trainable:
             size[1] += parameter.num_bytes
             size[2] += optimizer.num_bytes(parameter.shape, parameter.num_bytes // max(1, parameter.numel))
-    parts = processes.count
+    parts, copies, nothing = processes.count, 1 + processes.copies_gradients, RoleTrace()
     costs = []
     for role, (weights, gradients, state) in sizes.items():
-        nothing = RoleTrace()
         typical = None if forward is None else forward.roles.get(role, nothing)
         costs.append(
             RoleCost(
                 role,
                 weights=_part(weights, parts, divided=processes.divides_weights),
-                gradients=_part(gradients, parts, divided=processes.divides_gradients)
-                * (1 + processes.copies_gradients),
+                gradients=copies * _part(gradients, parts, divided=processes.divides_gradients),
                 optimizer=_part(state, parts, divided=processes.divides_optimizer),
                 activations=None if step is None else step.roles.get(role, nothing).activation_bytes,
                 checkpointed=None if checkpointed is None else checkpointed.roles.get(role, nothing).activation_bytes,

@@ -148,9 +148,8 @@ def prepared_cost(made: Prepared, *, accelerate_config: str | None = None, rates
     if not optimizer.is_known:
         notes.append(f"What {settings.optimizer} keeps is not known; its state is counted as that of AdamW.")
     try:
-        traces: Traces | None = _trace(
-            made, typical, longest, autocast=_HALVES.get(processes.precision), on_gpu=processes.device != "cpu"
-        )
+        half, on_gpu = _HALVES.get(processes.precision), processes.device != "cpu"
+        traces: Traces | None = _trace(made, typical, longest, autocast=half, on_gpu=on_gpu)
     except _UNTRACED as error:
         text = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".")
         what = "Activations, FLOPs and speed-ups are not known: the model does not run without data"
@@ -178,9 +177,8 @@ def prepared_cost(made: Prepared, *, accelerate_config: str | None = None, rates
         return cost
     length = settings.run_length(lengths, num_processes=processes.count) if lengths is not None else None
     cost = _with_peaks(cost, made, traces, accumulates=settings.accumulation > 1)
-    return _with_speed(
-        cost, made, traces, settings, length, lengths, rates or _rates(processes.device, processes.precision)
-    )
+    rates = rates or _rates(processes.device, processes.precision)
+    return _with_speed(cost, made, traces, settings, length, lengths, rates)
 
 
 def _rates(device: str, precision: str) -> Rates:

@@ -64,18 +64,21 @@ TWO_LABELS = "The head is counted with 2 labels: data.labels does not say how ma
 
 def test_plan_shows_what_a_config_trains(config: Path) -> None:
     result = call("plan", config)
-    assert (result.exit_code, result.stdout, result.stderr) == (0, PLAN + DEPTH + SIZE + TWO_LABELS, "")
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.startswith(f"{PLAN}{DEPTH}{SIZE}{TWO_LABELS}\nMB of each process, GFLOP of each batch\n")
 
 
 def test_plan_shows_what_a_selection_would_train_of_a_model(model: Path) -> None:
-    assert call("plan", model, "--freeze", "first=2").stdout == PLAN + DEPTH + TWO_LABELS
+    assert call("plan", model, "--freeze", "first=2").stdout.startswith(PLAN + DEPTH + TWO_LABELS)
 
 
 def test_overrides_win_over_the_freeze_option_and_over_the_config(config: Path) -> None:
     assert call("plan", config, "freeze.blocks.first=1", "--freeze", "first=3").stdout == (
         call("plan", config, "freeze.blocks.first=1").stdout
     )
-    assert call("plan", config, "data.labels=[negative, positive]").stdout == PLAN + DEPTH + SIZE
+    labelled = call("plan", config, "data.labels=[negative, positive]").stdout
+    assert labelled.startswith(PLAN + DEPTH + SIZE)
+    assert TWO_LABELS not in labelled
 
 
 @pytest.mark.parametrize(
