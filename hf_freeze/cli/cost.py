@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, astuple
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -52,7 +53,9 @@ def print_comparison(
         tables: The plans.
         costs: What each costs.
     """
-    grid = new_grid(None, "", *names, numbers=len(names))
+    # Whole paths would leave no room for what the rows are about.
+    short = [Path(name).name for name in names]
+    grid = new_grid(None, "", *(short if len({*short}) == len(names) else names), numbers=len(names))
     grid.add_row("parameters that train", *(f"{table.num_trainable:,}" for table in tables))
     for name, value in _COMPARED.items():
         cells = [value(cost) for cost in costs]
