@@ -82,7 +82,7 @@ class SearchConfig(Section):
     direction: Literal["maximize", "minimize"] = Field("minimize", description="Whether more of it is better, or less.")
     sampler: Literal["tpe", "grid"] = Field("tpe", description="What chooses the next plan; grid: in random order.")
     pruner: Literal["halving", "none"] = Field(
-        "halving", description="What ends trials early; halving: an evaluation in the worse half, as in ASHA."
+        "halving", description="What ends trials early; halving: being in the worse half of its depth, as in ASHA."
     )
     min_complete: float = Field(
         0.6, ge=0, le=1, description="Share of the trials, from 0 to 1, that are trained to the end at least."

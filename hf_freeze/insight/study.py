@@ -194,12 +194,14 @@ class SearchStudy:
     def _open(self) -> optuna.Study:
         optuna.logging.set_verbosity(optuna.logging.WARNING)  # It has a sentence for every trial.
         storage = RDBStorage(f"sqlite:///{self.path}", engine_kwargs={"connect_args": {"timeout": LOCK_TIMEOUT}})
-        halving = GuardedHalving(min_complete=self._section.min_complete)
+        section = self._section
+        num_trials = min(section.trials, len(self.space.points)) if section.seconds is None else None
+        halving = GuardedHalving(min_complete=section.min_complete, num_trials=num_trials)
         return optuna.create_study(
             storage=storage,
             study_name=_NAME,
-            direction=self._section.direction,
-            pruner=halving if self._section.pruner == "halving" else optuna.pruners.NopPruner(),
+            direction=section.direction,
+            pruner=halving if section.pruner == "halving" else optuna.pruners.NopPruner(),
             load_if_exists=True,
         )
 

@@ -15,6 +15,7 @@ import pytest
 
 from hf_freeze.errors import ConfigError, SearchError
 from hf_freeze.insight import study as study_module
+from hf_freeze.insight.space import DEPTH, Axis, Space
 from tests.conftest import REPOSITORY
 from tests.unit.insight.cheap_search import main, open_study, outcome, section, space
 
@@ -143,6 +144,25 @@ class TestPruning:
     def test_enough_trials_are_trained_to_the_end(self, tmp_path: Path) -> None:
         worse_and_worse = [1 - 0.01 * index for index in range(20)]
         assert self.states(tmp_path / "study.db", worse_and_worse, min_complete=0.6).count("complete") == 12
+
+    def test_a_budget_of_time_keeps_the_share_at_any_moment(self, tmp_path: Path) -> None:
+        states = self.states(tmp_path / "study.db", [0.9, 0.8, 0.7, 0.6, 0.5], min_complete=0.6, seconds=1e6)
+        assert states == ["complete", "complete", "pruned", "complete", "pruned"]
+
+    def test_plans_of_one_depth_are_compared(self, tmp_path: Path) -> None:
+        axes = (Axis(DEPTH, "search.depths", {"1": 1, "2": 2}), Axis("x", "search.axes", {"a": 0, "b": 1}))
+        plans = Space(axes, {(d, x): {DEPTH: d, "x": x} for d in axes[0].values for x in axes[1].values})
+        study = open_study(tmp_path / "study.db", plans, section(min_complete=0, sampler="grid"))
+        seen: set[object] = set()
+        while (asked := study.ask()) is not None:
+            depth = asked.point[DEPTH]
+            # The shallower plans are better, but the first of each depth has no rival; the second is worse than it.
+            is_pruned = study.report(asked, (0.9 if depth == "1" else 0.5) - 0.1 * (depth in seen), 1, is_last=False)
+            assert is_pruned == (depth in seen)
+            study.tell(asked, outcome(0.5), is_pruned=is_pruned)
+            seen.add(depth)
+        study.close()
+        assert seen == {"1", "2"}
 
     def test_the_last_evaluation_ends_nothing_early(self, tmp_path: Path) -> None:
         study = open_study(tmp_path / "study.db", space(3), section(min_complete=0))
