@@ -255,16 +255,13 @@ def test_what_cannot_be_pulled_is_said(hub: Hub, model: Path, tmp_path: Path) ->
     ]
     (loaded, *errors), _ = hub_client.ask(hub, tmp_path / "home", "pull", calls)
     assert len(loaded) == 2
-    away = Hub(endpoint="http://127.0.0.1:9")  # nobody listens there
-    (error,), _ = hub_client.ask(away, tmp_path / "other", "pull", [{"repo": "reader/private"}])
     answers = [
         "reader/private is not a local folder and is not a valid model identifier listed on",
         "You are trying to access a gated repo",
         "reader/nothing is not a local folder and is not a valid model identifier listed on",
         "v9 is not a valid git identifier (branch name, tag name or commit id) that exists for this model name",
-        "We couldn't connect to 'http://127.0.0.1:9' to load the files",
     ]
-    for (kind, message), call, answer in zip([*errors, error], [*calls[1:], calls[0]], answers, strict=True):
+    for (kind, message), call, answer in zip(errors, calls[1:], answers, strict=True):
         assert kind == "ConfigError"
         begins = f"{call['repo']}: there is no folder of this name, and no such model can be read from the Hub; got the"
         assert message.startswith(begins)
