@@ -36,7 +36,7 @@ def run(folder: Path, name: str, cache: dict[str, Any], **options: Any) -> Resul
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-@pytest.mark.parametrize("build", ["eager", "lazy"])
+@pytest.mark.parametrize("build", ["eager", pytest.param("lazy", marks=pytest.mark.slow)])
 def test_caching_changes_nothing(tmp_path: Path, name: str, build: str) -> None:
     plain = run(tmp_path / "plain", name, {"enabled": False})
     cold = run(tmp_path / "cold", name, section(tmp_path, build=build))
