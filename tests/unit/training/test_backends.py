@@ -59,7 +59,8 @@ class TestSchedules:
         plan = plan_of(freeze_model(tiny_bert(), {"blocks": {"first": 2}}))
         message = (
             f"schedule: {backend} cannot follow a freeze state that changes; got a schedule other than static. It "
-            "notes once which parameters train. Use one process, DDP or fsdp_version: 2, or set schedule.type to static."
+            "notes once which parameters train. Use one process, DDP or fsdp_version: 2, or set schedule.type to "
+            "static."
         )
         with pytest.raises(PlanError, match=f"^{re.escape(message)}$"):
             check_backend(arguments(tmp_path), state, plan, changes=True)
