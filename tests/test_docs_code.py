@@ -14,7 +14,7 @@ from ruamel.yaml import YAML
 from hf_freeze.cli import app, main
 from hf_freeze.config import MonitorConfig, load_config, parse_config, parse_overrides, parse_section
 from hf_freeze.config.save import SaveConfig
-from hf_freeze.config.schema import ActivationCacheConfig, Adapters, FreezeConfig
+from hf_freeze.config.schema import ActivationCacheConfig, Adapters, FreezeConfig, ScheduleConfig
 from hf_freeze.config.section import Section
 from tests.conftest import REPOSITORY
 
@@ -28,6 +28,7 @@ class Fragment(Section):
 
     freeze: FreezeConfig | None = None
     adapters: Adapters = ()
+    schedule: ScheduleConfig = ScheduleConfig()
     activation_cache: ActivationCacheConfig = ActivationCacheConfig()
     save: SaveConfig = SaveConfig()
     monitor: MonitorConfig = MonitorConfig()

@@ -27,6 +27,7 @@ _SENTENCES: Mapping[str, str] = {
     "greater_than": "is not above {gt}",
     "greater_than_equal": "is below {ge}",
     "int_type": "is not a whole number",
+    "less_than": "is not below {lt}",
     "less_than_equal": "is above {le}",
     "string_too_short": "is empty",
     "string_type": "is not text",

@@ -10,20 +10,19 @@ from pydantic import (
     AfterValidator,
     ConfigDict,
     Field,
-    PlainSerializer,
-    PlainValidator,
     Strict,
-    WithJsonSchema,
     model_validator,
 )
 
 from hf_freeze.config import options
+from hf_freeze.config.freeze import Blocks, FreezeConfig
 from hf_freeze.config.monitor import MonitorConfig
 from hf_freeze.config.problems import Problem, ProblemsFound, shown
 from hf_freeze.config.save import SaveConfig
+from hf_freeze.config.schedule import ScheduleConfig
 from hf_freeze.config.search import SearchConfig
 from hf_freeze.config.section import Section, Size, Switch, Text, Texts
-from hf_freeze.config.selection import BLOCKS_SCHEMA, Selection, read_blocks, spell_blocks
+from hf_freeze.config.selection import Selection
 
 __all__ = [
     "ActivationCacheConfig",
@@ -41,14 +40,7 @@ __all__ = [
     "SplitsConfig",
 ]
 
-Blocks = Annotated[
-    Selection | dict[str, Selection],
-    PlainValidator(read_blocks),
-    PlainSerializer(spell_blocks),
-    WithJsonSchema(BLOCKS_SCHEMA),
-]
 Plain = Annotated[Any, AfterValidator(options.as_plain)]
-Part = Literal["auto", "frozen", "full"]
 
 
 class ModelConfig(Section):
@@ -114,18 +106,6 @@ class DataConfig(Section):
         return self
 
 
-class FreezeConfig(Section):
-    """What is frozen: the selected blocks; blocks that are not selected train in full."""
-
-    embeddings: Part = Field("auto", description="Embeddings: frozen, full, or auto, which is frozen when block 0 is.")
-    blocks: Blocks = Field(Selection("none"), description="Blocks that are frozen, in all or for each stack.")
-    head: Part = Field("auto", description="Everything after the blocks: frozen, full, or auto, which is full.")
-    always_train: Texts = Field(
-        (), description="List of globs of parameter names that train whatever else is frozen, such as *.bias."
-    )
-    keep_dropout: bool = Field(False, description="Whether frozen blocks keep their dropout while training.")
-
-
 class AdapterConfig(Section):
     """One PEFT adapter; keys other than these go to the config class of its method."""
 
@@ -149,12 +129,6 @@ class AdapterConfig(Section):
     def peft_options(self) -> dict[str, Any]:
         """The keyword arguments for the config class of the PEFT method."""
         return dict(self.model_extra or {})
-
-
-class ScheduleConfig(Section):
-    """When the freeze state changes."""
-
-    type: Literal["static"] = Field("static", description="Kind of schedule; static: the freeze state never changes.")
 
 
 class LearningRateMultipliers(Section):

@@ -21,6 +21,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hf_freeze.errors import PlanError
+from hf_freeze.plan.optimizer import free_state
 from hf_freeze.plan.places import ROLE_EMBEDDINGS
 from hf_freeze.plan.resolve import FreezePlan
 from hf_freeze.plan.wrappers import canonical_tree, named_parameters, unwrap_model
@@ -68,6 +69,26 @@ def freeze_all(model: nn.Module) -> None:
     for parameter in model.parameters():
         parameter.requires_grad_(False)
         parameter.grad = None
+
+
+def transition(model: nn.Module, plan: FreezePlan, optimizer: Any = None) -> None:
+    """Moves a model that is being trained to another freeze state.
+
+    Beside what `apply_plan` does, the optimizer's state of what is frozen is freed: what is thawed later starts fresh.
+
+    Args:
+        model: The model that carries a plan, wrapped or not.
+        plan: The plan in its new freeze state, as `plan_at` gives it.
+        optimizer: What trains the model; None where its state is to be kept.
+
+    Raises:
+        PlanError: The plan was made for another model.
+    """
+    apply_plan(model, plan)
+    if optimizer is not None:
+        trainable = plan.is_trainable()
+        free_state(optimizer, (parameter for name, parameter in named_parameters(model) if not trainable[name]))
+    torch._dynamo.reset()  # Compiled code may have been made for the gradients of before.
 
 
 def plan_of(model: nn.Module) -> FreezePlan:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import nn
@@ -32,15 +32,14 @@ def tensor_digest(tensor: torch.Tensor) -> str:
     return digest.hexdigest()
 
 
-def frozen_digests(model: nn.Module, plan: FreezePlan) -> dict[str, str]:
-    """Returns the digest of every frozen parameter by canonical name.
+def parameter_digests(model: nn.Module, names: Collection[str]) -> dict[str, str]:
+    """Returns the digests of some parameters by canonical name.
 
     Args:
         model: The model that carries the plan.
-        plan: What trains.
+        names: Their canonical names.
     """
-    trainable = plan.is_trainable()
-    return {name: tensor_digest(p) for name, p in named_parameters(model) if not trainable[name]}
+    return {name: tensor_digest(p) for name, p in named_parameters(model) if name in names}
 
 
 def check_unchanged(model: nn.Module, digests: Mapping[str, str]) -> None:
@@ -48,7 +47,7 @@ def check_unchanged(model: nn.Module, digests: Mapping[str, str]) -> None:
 
     Args:
         model: The model that carries the plan.
-        digests: What `frozen_digests` returned earlier.
+        digests: What `parameter_digests` returned earlier.
 
     Raises:
         PlanViolation: A frozen parameter moved.

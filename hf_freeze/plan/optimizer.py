@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from torch import nn
@@ -71,6 +71,17 @@ def parameter_groups(
         if name in roles:
             groups[roles[name], id(parameter) in decayed]["params"].append(parameter)
     return [group for group in groups.values() if group["params"]]
+
+
+def free_state(optimizer: Any, parameters: Iterable[nn.Parameter]) -> None:
+    """Frees what an optimizer knows about some parameters, and the memory for it.
+
+    Args:
+        optimizer: An optimizer, also one that accelerate prepared.
+        parameters: The parameters.
+    """
+    for parameter in parameters:
+        optimizer.state.pop(parameter, None)
 
 
 def check_groups(model: nn.Module, plan: FreezePlan, groups: list[dict[str, Any]]) -> None:

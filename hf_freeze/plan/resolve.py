@@ -30,11 +30,13 @@ class Decision:
         parameter: The parameter, as the layout describes it.
         trainable: Whether it trains.
         reason: The rule that decided, in words.
+        always: Whether `freeze.always_train` decided: no schedule freezes it.
     """
 
     parameter: Parameter
     trainable: bool
     reason: str
+    always: bool = False
 
     @property
     def name(self) -> str:
@@ -181,10 +183,10 @@ def resolve_plan(
     treatments = _treatments(layout, section, adapted)
     _check_tied(layout, section, treatments)
     only_adapters = section is None and bool(adapted)
-    decisions = tuple(_decide(p, treatments[p.role], only_adapters=only_adapters) for p in layout.parameters)
+    decisions = tuple(decide(p, treatments[p.role], only_adapters=only_adapters) for p in layout.parameters)
     if section is not None:
         decisions = _always_train(decisions, section.always_train)
-    _check_trainable(decisions, adapters_follow=bool(entries))
+    check_trainable(decisions, adapters_follow=bool(entries))
     return FreezePlan(layout, treatments, decisions, keep_dropout=section is not None and section.keep_dropout)
 
 
@@ -278,7 +280,14 @@ def _check_tied(layout: Layout, freeze: FreezeConfig | None, treatments: Mapping
     )
 
 
-def _decide(parameter: Parameter, treatment: Treatment, *, only_adapters: bool) -> Decision:
+def decide(parameter: Parameter, treatment: Treatment, *, only_adapters: bool = False) -> Decision:
+    """Returns what happens to a parameter under the treatment of its role.
+
+    Args:
+        parameter: The parameter.
+        treatment: The treatment of its role.
+        only_adapters: Whether adapters are given and no `freeze` section.
+    """
     if parameter.constant:
         return Decision(parameter, trainable=False, reason="the model keeps it constant")
     if parameter.kind == "adapter":
@@ -300,7 +309,8 @@ def _always_train(decisions: tuple[Decision, ...], globs: Sequence[str]) -> tupl
     for decision in decisions:
         glob = _matching(decision, globs)
         if glob is not None and not decision.parameter.constant:
-            decision = dataclasses.replace(decision, trainable=True, reason=f"freeze.always_train: {glob}")
+            reason = f"freeze.always_train: {glob}"
+            decision = dataclasses.replace(decision, trainable=True, reason=reason, always=True)
         decided.append(decision)
     return tuple(decided)
 
@@ -325,7 +335,16 @@ def _check_glob(glob: str, decisions: Sequence[Decision], names: Sequence[str]) 
         )
 
 
-def _check_trainable(decisions: Sequence[Decision], *, adapters_follow: bool) -> None:
+def check_trainable(decisions: Sequence[Decision], *, adapters_follow: bool = False) -> None:
+    """Checks that something trains, and no quantised weight in full.
+
+    Args:
+        decisions: One for every parameter.
+        adapters_follow: Whether adapters are still to be attached.
+
+    Raises:
+        PlanError: Nothing trains, or a quantised weight would.
+    """
     training = [decision for decision in decisions if decision.trainable]
     # A language model has no fresh head: with adapters alone, nothing trains before they are attached.
     if not training and not adapters_follow:

@@ -10,7 +10,7 @@ from typing import Any, Final, cast
 from peft import PeftModel
 from pydantic import Field
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from hf_freeze.activation_cache.forecast import forecast_depth, forecast_size
 from hf_freeze.config import (
@@ -20,6 +20,7 @@ from hf_freeze.config import (
     LearningRateMultipliers,
     ModelConfig,
     RunConfig,
+    ScheduleConfig,
     load_config,
     parse_overrides,
     parse_section,
@@ -27,13 +28,14 @@ from hf_freeze.config import (
 from hf_freeze.config.schema import Adapters
 from hf_freeze.config.section import Section
 from hf_freeze.errors import ConfigError
-from hf_freeze.plan.apply import plan_of
+from hf_freeze.plan.apply import apply_plan, plan_of
 from hf_freeze.plan.layout import find_layout
 from hf_freeze.plan.optimizer import role_multipliers
 from hf_freeze.plan.prepare import freeze_model
 from hf_freeze.plan.resolve import FreezePlan
 from hf_freeze.plan.table import LayoutTable, PlanTable, layout_table, plan_table
 from hf_freeze.tasks import LoadedModel, PreparedData, Task, get_task
+from hf_freeze.training.scheduled import schedule_plan
 
 _TWO_LABELS: Final = "The head is counted with 2 labels: data.labels does not say how many there are."
 
@@ -44,6 +46,7 @@ class PlanRequest(Section):
     model: ModelConfig
     freeze: FreezeConfig | None = None
     adapters: Adapters = ()
+    schedule: ScheduleConfig = Field(default=ScheduleConfig())
     lr_multipliers: LearningRateMultipliers = Field(default=LearningRateMultipliers())
     activation_cache: ActivationCacheConfig = Field(default=ActivationCacheConfig())
 
@@ -200,6 +203,9 @@ def table_of(made: FreezePlan, request: PlanRequest) -> PlanTable:
     """
     depth = forecast_depth(made, request.activation_cache)
     table = plan_table(made, role_multipliers(made.layout, request.lr_multipliers))
+    if request.schedule.type != "static":
+        moves = f"This is the plan as training starts: the schedule {request.schedule.type} changes what is frozen."
+        table = replace(table, notes=(*table.notes, moves))
     return replace(table, cache=() if depth is None else (depth,))
 
 
@@ -236,6 +242,7 @@ def request_of(config: RunConfig) -> PlanRequest:
         model=config.model,
         freeze=config.freeze,
         adapters=config.adapters,
+        schedule=config.schedule,
         lr_multipliers=config.lr_multipliers,
         activation_cache=config.activation_cache,
     )
@@ -249,14 +256,18 @@ def num_labels_of(data: DataConfig) -> int | None:
 
 
 def empty_plan(request: PlanRequest, *, num_labels: int) -> FreezePlan:
-    """Returns what would train, from a model without weights: mistakes are found before anything large is read."""
+    """Returns what would train at first, from a model without weights: mistakes are found before anything is read."""
     return plan_of(frozen_empty_model(request, num_labels=num_labels))
 
 
 def frozen_empty_model(request: PlanRequest, *, num_labels: int) -> nn.Module:
-    """Makes the model of a plan without weights, frozen and with its adapters."""
+    """Makes the model of a plan without weights, as training starts: frozen and with its adapters."""
     model = empty_model(request.model, num_labels=num_labels)
-    return freeze_model(model, request.freeze, request.adapters, blocks_path=request.model.blocks_path)
+    frozen = freeze_model(model, request.freeze, request.adapters, blocks_path=request.model.blocks_path)
+    scheduled = schedule_plan(plan_of(frozen), request.schedule, request.freeze, seed=TrainingArguments.seed)
+    if scheduled is not None:
+        apply_plan(frozen, scheduled.start)
+    return frozen
 
 
 def empty_model(model: ModelConfig, *, num_labels: int) -> PreTrainedModel:

@@ -197,6 +197,7 @@ class Run:
         self.trainer.save_model(_internal_call=True)  # Pushing is for later, when all is written.
         cache = self.trainer.activation_cache
         cache.close()
+        was_on = cache.is_on or cache.stats.hits + cache.stats.misses > 0  # A schedule may have ended the prefix.
         folder = str(self.args.output_dir)
         result = RunResult(
             output_dir=folder,
@@ -205,8 +206,8 @@ class Run:
             seconds=seconds,
             peak_memory_bytes=torch.cuda.max_memory_allocated() if on_gpu else _peak_process_memory(),
             on_gpu=on_gpu,
-            cache=cache.stats if cache.is_on else None,
-            cache_reason=cache.reason if self._has_something_to_cache else None,
+            cache=cache.stats if was_on else None,
+            cache_reason=cache.reason if self._has_something_to_cache and not was_on else None,
             advice=() if self._monitor is None else tuple(self._monitor.advice),
             loading_lines=self._loading_lines(folder),
         )

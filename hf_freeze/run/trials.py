@@ -134,7 +134,8 @@ def _trial_config(config: RunConfig) -> RunConfig:
     unused = {"eval_on_start": False, "load_best_model_at_end": False, "push_to_hub": False}
     unused_if_given = {**unused, "resume_from_checkpoint": None}
     options.update({key: value for key, value in unused_if_given.items() if key in config.training})
-    return override(config, {f"training.{key}": value for key, value in options.items()}, source="search")
+    trained = {f"training.{key}": value for key, value in options.items()}
+    return override(config, {"monitor.every": None, **trained}, source="search")
 
 
 class _Reporting(TrainerCallback):

@@ -15,17 +15,18 @@ from hf_freeze.plan.resolve import FreezePlan
 from hf_freeze.plan.wrappers import resolve_module
 
 
-def check_backend(args: TrainingArguments, state: Any, plan: FreezePlan) -> None:
+def check_backend(args: TrainingArguments, state: Any, plan: FreezePlan, *, changes: bool = False) -> None:
     """Refuses combinations in which the plan could not be kept.
 
     Args:
         args: The training arguments.
         state: The `AcceleratorState`.
         plan: What trains.
+        changes: Whether a schedule changes the freeze state.
 
     Raises:
-        PlanError: Processes that would never synchronise, FSDP1 without original parameters, reentrant activation
-            checkpointing or NEFTune noise over frozen embeddings.
+        PlanError: A schedule on DeepSpeed or FSDP1, processes that would never synchronise, FSDP1 without original
+            parameters, reentrant activation checkpointing or NEFTune noise over frozen embeddings.
     """
     _check_processes(args)
     plugin = state.fsdp_plugin if state.distributed_type == DistributedType.FSDP else None
@@ -34,7 +35,9 @@ def check_backend(args: TrainingArguments, state: Any, plan: FreezePlan) -> None
             "fsdp_use_orig_params: FSDP version 1 flattens frozen and trainable parameters into one without it; got "
             "False. Set it to true in the accelerate config, or use fsdp_version: 2."
         )
-    if ROLE_EMBEDDINGS not in plan.start.frozen:
+    if changes:
+        _check_changes(state)
+    elif ROLE_EMBEDDINGS not in plan.start.frozen:
         return
     options = args.activation_checkpointing_kwargs or {}
     if args.activation_checkpointing and isinstance(options, dict) and options.get("use_reentrant"):
@@ -46,6 +49,18 @@ def check_backend(args: TrainingArguments, state: Any, plan: FreezePlan) -> None
         raise PlanError(
             f"training.neftune_noise_alpha: frozen embeddings stay in eval mode, where NEFTune adds no noise; got "
             f"{args.neftune_noise_alpha}. Remove it, or set freeze.embeddings to 'full'."
+        )
+
+
+def _check_changes(state: Any) -> None:
+    """Refuses backends that note once what trains."""
+    is_fsdp1 = state.distributed_type == DistributedType.FSDP and state.fsdp_plugin.fsdp_version == 1
+    if is_fsdp1 or state.distributed_type == DistributedType.DEEPSPEED:
+        backend = "FSDP version 1" if is_fsdp1 else "DeepSpeed"
+        raise PlanError(
+            f"schedule: {backend} cannot follow a freeze state that changes; got a schedule other than static. It "
+            "notes once which parameters train. Use one process, DDP or fsdp_version: 2, or set schedule.type to "
+            "static."
         )
 
 

@@ -11,12 +11,12 @@ import math
 import weakref
 from collections.abc import MutableMapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
 
 from hf_freeze.activation_cache.building import pays
@@ -24,35 +24,23 @@ from hf_freeze.activation_cache.cache import ActivationCache
 from hf_freeze.activation_cache.checks import reason_of_plan
 from hf_freeze.activation_cache.collator import KeyCollator
 from hf_freeze.activation_cache.keys import KEYS
+from hf_freeze.activation_cache.outputs import CacheStats
 from hf_freeze.activation_cache.processes import first_reason
 from hf_freeze.activation_cache.rows import Survey, kept_random_state
 from hf_freeze.config import ActivationCacheConfig
-from hf_freeze.plan.apply import plan_of
 from hf_freeze.plan.resolve import FreezePlan
-
-if TYPE_CHECKING:
-    _Base = Trainer
-else:
-    _Base = object  # The Trainer class comes behind the mixin among the bases of whatever class uses it.
+from hf_freeze.training.scheduling import SchedulingMixin
 
 
-class CachingMixin(_Base):
+class CachingMixin(SchedulingMixin):
     """Trains, evaluates and predicts from the activation cache where it holds and pays.
 
     Attributes:
         activation_cache: The cache of the current model.
     """
 
-    # The Trainer declares it as optional: it is None before the Trainer has made it.
-    model: Any
-
     activation_cache: ActivationCache
     _cache_section: ActivationCacheConfig
-
-    @property
-    def plan(self) -> FreezePlan:
-        """What trains in the current model."""
-        return plan_of(self.model)
 
     def _start_caching(self) -> None:
         """Makes the cache, and has the collator add keys; called when the Trainer has been made.
@@ -62,7 +50,8 @@ class CachingMixin(_Base):
         """
         self.activation_cache = self._new_cache()
         reason = reason_of_plan(self.plan)
-        if reason is not None:
+        # A schedule may bring a prefix that can be cached later; dropout that is kept stays in it.
+        if reason is not None and (self.scheduled is None or self.plan.keep_dropout):
             self.activation_cache.turn_off(reason)
         elif self._cache_section.enabled is not False:
             self.data_collator = KeyCollator(self.data_collator, self.activation_cache.unkeyed)
@@ -71,24 +60,50 @@ class CachingMixin(_Base):
     def _new_cache(self) -> ActivationCache:
         return ActivationCache(self.model_wrapped, self.plan, self._cache_section, label_names=self.label_names)
 
-    def prepare_activation_cache(self, train_dataloader: DataLoader[Any]) -> None:
-        """Decides whether the cache is used, and builds it; called when training begins.
+    def move_activation_cache(self, before: FreezePlan, train_dataloader: DataLoader[Any] | None) -> None:
+        """Has the cache follow a change of freeze state.
+
+        What was stored stays on the disk: rows of a deeper prefix are computed from it, and a prefix that comes again
+        with the same weights finds its rows.
+
+        Args:
+            before: The plan as it was.
+            train_dataloader: The loader that training uses.
+
+        Raises:
+            CacheError: `enabled` is true, and the cache does not hold or does not fit.
+        """
+        cache = self.activation_cache
+        never_on = not isinstance(self.data_collator, KeyCollator)
+        if self.plan.depth == before.depth or train_dataloader is None or never_on:
+            cache.plan = self.plan
+            return
+        self.prepare_activation_cache(train_dataloader, stats=cache.stats)
+
+    def prepare_activation_cache(self, train_dataloader: DataLoader[Any], *, stats: CacheStats | None = None) -> None:
+        """Decides whether the cache is used, and builds it; called when training begins and when the depth changes.
 
         Args:
             train_dataloader: The loader that training will use.
+            stats: Where to go on counting; anew where it is left out.
 
         Raises:
             CacheError: `enabled` is true, and the cache does not hold or does not fit.
         """
         self.activation_cache.close()
         cache = self.activation_cache = self._new_cache()
+        cache.stats = cache.stats if stats is None else stats
         reason = self._reason_of_backend()
-        if reason is not None:
+        if self.scheduled is not None and self.plan.depth == 0:
+            # Not an error where the cache is asked for: the schedule may freeze blocks later.
+            cache.is_decided, cache.reason = True, reason_of_plan(self.plan)
+        elif reason is not None:
             cache.turn_off(reason)
         elif cache.prepare_from(train_dataloader):
             self._build(cache, train_dataloader)
         if isinstance(self.data_collator, KeyCollator):
-            self.data_collator.adds_keys = cache.is_on
+            # Workers copy the collator when an epoch begins, and the cache may come on before the next one.
+            self.data_collator.adds_keys = cache.is_on or self.scheduled is not None
 
     def fill_activation_cache(self) -> None:
         """Stores the rows of training and evaluation before training, whether or not this run alone needs them again.

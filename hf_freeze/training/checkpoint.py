@@ -12,7 +12,6 @@ A small checkpoint holds, beside the Trainer's own state files:
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -21,6 +20,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
+import xxhash
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -35,11 +35,20 @@ WEIGHTS_FILE = "freeze_weights.safetensors"
 STATE_FILE = "freeze_state.json"
 MANIFEST_FILE = "manifest.json"
 FORMAT_VERSION = 1
+_CHUNK = 1 << 20  # bytes read at a time
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _PICKLED_WEIGHTS = ("pytorch_model", "adapter_model")
 
 
-def write_state(model: nn.Module, plan: FreezePlan, folder: Path, digests: Mapping[str, str]) -> None:
+def write_state(
+    model: nn.Module,
+    plan: FreezePlan,
+    folder: Path,
+    digests: Mapping[str, str],
+    *,
+    union: FreezePlan | None = None,
+    schedule: Mapping[str, Any] | None = None,
+) -> None:
     """Writes the weights that can change and the freeze state.
 
     Args:
@@ -47,25 +56,36 @@ def write_state(model: nn.Module, plan: FreezePlan, folder: Path, digests: Mappi
         plan: What trains.
         folder: The checkpoint folder; it is made if it does not exist.
         digests: Digests of the frozen parameters by canonical name.
+        union: The plan with all that may ever train, where a schedule changes what does.
+        schedule: The schedule and where it stands, as plain data; None where there is none.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    saved = _kept(model, plan)
+    saved = _kept(model, plan if union is None else union)
     names = {id(parameter): name for name, parameter in named_parameters(model)}
     written = {names[id(tensor)] for tensor in saved.values() if id(tensor) in names}
     tensors = {key: tensor.detach().contiguous() for key, tensor in saved.items()}
     safetensors.torch.save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
-    write_plan(plan, folder, {name: digest for name, digest in digests.items() if name not in written})
+    base_digests = {name: digest for name, digest in digests.items() if name not in written}
+    write_plan(plan, folder, base_digests, schedule=schedule)
 
 
-def write_plan(plan: FreezePlan, folder: Path, base_digests: Mapping[str, str]) -> None:
+def write_plan(
+    plan: FreezePlan,
+    folder: Path,
+    base_digests: Mapping[str, str],
+    *,
+    schedule: Mapping[str, Any] | None = None,
+) -> None:
     """Writes the freeze state alone: sharded weights keep the format of their backend.
 
     Args:
         plan: What trains.
         folder: The checkpoint folder.
         base_digests: Digests of the frozen parameters that the checkpoint does not hold, by canonical name.
+        schedule: The schedule and where it stands, as plain data; None where there is none.
     """
-    state = {"format_version": FORMAT_VERSION, "plan": plan_record(plan), "base_digests": dict(base_digests)}
+    state: dict[str, Any] = {"format_version": FORMAT_VERSION, "plan": plan_record(plan)}
+    state |= {"schedule": schedule, "base_digests": dict(base_digests)}
     (folder / STATE_FILE).write_text(json.dumps(state, indent=1))
 
 
@@ -92,33 +112,53 @@ def plan_record(plan: FreezePlan) -> dict[str, Any]:
     return {"digest": plan.digest, "keep_dropout": plan.keep_dropout, "roles": roles}
 
 
-def same_plan(folder: Path, plan: FreezePlan) -> bool:
-    """Returns whether a checkpoint was written under this plan.
+def same_plan(folder: Path, plan: FreezePlan, schedule: Mapping[str, Any] | None = None) -> bool:
+    """Returns whether a checkpoint was written under this plan and schedule.
 
     Args:
         folder: A checkpoint that `write_state` wrote.
         plan: What trains now.
+        schedule: The `type` and `options` of the schedule; None where there is none.
     """
-    return bool(_read_state(folder)["plan"]["digest"] == plan.digest)
+    state = _read_state(folder)
+    return bool(state["plan"]["digest"] == plan.digest) and not _schedule_differences(state, schedule)
 
 
-def check_plan(plan: FreezePlan, folder: Path) -> None:
-    """Refuses a checkpoint that was written under another plan.
+def check_plan(plan: FreezePlan, folder: Path, schedule: Mapping[str, Any] | None = None) -> None:
+    """Refuses a checkpoint that was written under another plan or schedule.
 
     Args:
         plan: What trains now.
         folder: A checkpoint that holds a freeze state.
+        schedule: The `type` and `options` of the schedule; None where there is none.
 
     Raises:
-        PlanError: The plan changed.
+        PlanError: The plan or the schedule changed.
     """
-    if not same_plan(folder, plan):
-        raise PlanError(
-            f"{folder}: this checkpoint was written under another plan; got one in which "
-            f"{'; '.join(_differences(_read_state(folder)['plan'], plan_record(plan)))}. "
-            "Restore the freeze and adapters sections of that run, or set allow_changed_plan to true "
-            "(the weights are kept, the optimizer starts anew)."
-        )
+    if same_plan(folder, plan, schedule):
+        return
+    state = _read_state(folder)
+    differences = _schedule_differences(state, schedule)
+    if state["plan"]["digest"] != plan.digest:
+        differences = _differences(state["plan"], plan_record(plan)) + differences
+    sections = "freeze, adapters and schedule" if schedule or state.get("schedule") else "freeze and adapters"
+    raise PlanError(
+        f"{folder}: this checkpoint was written under another plan; got one in which {'; '.join(differences)}. "
+        f"Restore the {sections} sections of that run, or set allow_changed_plan to true "
+        "(the weights are kept, the optimizer starts anew)."
+    )
+
+
+def read_schedule(folder: Path | None) -> dict[str, Any] | None:
+    """Returns the schedule of a checkpoint and where it stood, or None where it has none.
+
+    Args:
+        folder: A checkpoint; None where training starts from the beginning.
+    """
+    if folder is None or not (folder / STATE_FILE).exists():
+        return None
+    record: dict[str, Any] | None = _read_state(folder).get("schedule")
+    return record
 
 
 def read_state(model: nn.Module, plan: FreezePlan, folder: Path) -> None:
@@ -278,6 +318,19 @@ def _differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[s
     return lines or ["keep_dropout or the shape of a parameter differs"]
 
 
+def _schedule_differences(state: Mapping[str, Any], schedule: Mapping[str, Any] | None) -> list[str]:
+    then, now = (
+        None if record is None else (record["type"], json.loads(json.dumps(record["options"])))
+        for record in (state.get("schedule"), schedule)
+    )
+    if then == now:
+        return []
+    was, is_now = ("static" if one is None else one[0] for one in (then, now))
+    if was == is_now:
+        return [f"schedule {was} had other options"]
+    return [f"the schedule was {was} and is {is_now} now"]
+
+
 def _check_base(model: nn.Module, digests: Mapping[str, str], folder: Path) -> None:
     moved = [name for name, p in named_parameters(model) if name in digests and tensor_digest(p) != digests[name]]
     if moved:
@@ -291,4 +344,7 @@ def _check_base(model: nn.Module, digests: Mapping[str, str], folder: Path) -> N
 
 def _file_digest(path: Path) -> str:
     with path.open("rb") as stream:
-        return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+        digest = xxhash.xxh3_128()  # Damage is looked for, not deceit; a cryptographic hash takes longer than writing.
+        while chunk := stream.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()

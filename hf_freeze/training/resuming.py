@@ -12,50 +12,41 @@ import logging
 import shutil
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from peft import PeftModel
 from torch import nn
-from transformers import PreTrainedModel, Trainer
+from transformers import PreTrainedModel
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from transformers.utils import CONFIG_NAME
 
 from hf_freeze.config import SaveConfig
 from hf_freeze.errors import PlanError
-from hf_freeze.plan.apply import apply_plan, plan_of
-from hf_freeze.plan.resolve import FreezePlan
+from hf_freeze.plan.apply import apply_plan
 from hf_freeze.plan.wrappers import unwrap_model
 from hf_freeze.training import checkpoint
 from hf_freeze.training.callbacks import AuditCallback
 from hf_freeze.training.pushing import PushingMixin
 from hf_freeze.training.record import forget_description, training_record, write_record
 from hf_freeze.training.saving import save_adapted, save_delta
+from hf_freeze.training.scheduling import SchedulingMixin
 
 logger = logging.getLogger(__name__)
 
-if TYPE_CHECKING:
-    _Base = Trainer
-else:
-    _Base = object  # The Trainer class comes behind the mixin among the bases of whatever class uses it.
 
-
-class CheckpointMixin(PushingMixin, _Base):
+class CheckpointMixin(PushingMixin, SchedulingMixin):
     """Saves what can change, and resumes from complete checkpoints only."""
 
-    # The Trainer declares these as optional: they are None before it has made them.
-    model: Any
+    # The Trainer declares it as optional: it is None before the Trainer has made it.
     lr_scheduler: Any
 
+    audit: AuditCallback
+    resumed_folder: Path | None = None
     _allow_changed_plan: bool
     _save_section: SaveConfig
     _base_revision: str | None
     _blocks_path: str | None
     _writes_checkpoint = False
-
-    @property
-    def plan(self) -> FreezePlan:
-        """What trains in the current model."""
-        return plan_of(self.model)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *positional: Any, **keywords: Any) -> Any:
         """Trains as the Trainer does; True resumes from the newest complete checkpoint.
@@ -72,8 +63,9 @@ class CheckpointMixin(PushingMixin, _Base):
         if resume_from_checkpoint:
             found = self._resumable(resume_from_checkpoint)
             if (found / checkpoint.STATE_FILE).exists() and not self._allow_changed_plan:
-                checkpoint.check_plan(self.plan, found)
+                checkpoint.check_plan(self.base_plan, found, self._schedule_record)
             folder = str(found)
+        self.resumed_folder = None if folder is None else Path(folder)
         return super().train(folder, *positional, **keywords)
 
     def _resumable(self, asked: str | bool) -> Path:
@@ -97,6 +89,11 @@ class CheckpointMixin(PushingMixin, _Base):
                 f"The newest complete one is {str(newest) if newest else 'none'}. Resume from that one."
             )
         return folder
+
+    @property
+    def _schedule_record(self) -> dict[str, Any] | None:
+        """The schedule and where it stands, as plain data; None where nothing is scheduled."""
+        return None if self._controller is None else self._controller.record
 
     @property
     def _is_sharded(self) -> bool:
@@ -123,7 +120,7 @@ class CheckpointMixin(PushingMixin, _Base):
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             if not self._checkpoints_are_small:
-                checkpoint.write_plan(self.plan, folder, {})
+                checkpoint.write_plan(self.base_plan, folder, {}, schedule=self._schedule_record)
             checkpoint.write_manifest(folder)
         self._push_complete_checkpoint(folder)
         if self.args.should_save:
@@ -141,7 +138,14 @@ class CheckpointMixin(PushingMixin, _Base):
         elif not self._checkpoints_are_small:
             self._save_whole(folder, state_dict)
         elif self.args.should_save:
-            checkpoint.write_state(self.model, self.plan, folder, self._audit.digests)
+            checkpoint.write_state(
+                self.model,
+                self.base_plan,
+                folder,
+                self.audit.digests,
+                union=self.union_plan,
+                schedule=self._schedule_record,
+            )
 
     def _save_final(self, folder: Path, state_dict: dict[str, Any] | None) -> None:
         if not self.args.should_save:
@@ -153,9 +157,9 @@ class CheckpointMixin(PushingMixin, _Base):
         if not isinstance(base, PreTrainedModel):
             self._save_whole(folder, state_dict)
             return
-        record = training_record(base, self.plan, revision=self._base_revision, blocks_path=self._blocks_path)
+        record = training_record(base, self.union_plan, revision=self._base_revision, blocks_path=self._blocks_path)
         plain = inner if isinstance(inner, PreTrainedModel) and self._save_section.format == "delta" else None
-        if plain is not None and save_delta(plain, self.plan, folder, record=record, state_dict=state_dict):
+        if plain is not None and save_delta(plain, self.union_plan, folder, record=record, state_dict=state_dict):
             self._save_processor(folder)
             return
         self._save_whole(folder, state_dict)
@@ -169,22 +173,19 @@ class CheckpointMixin(PushingMixin, _Base):
             (folder / "training_args.bin").unlink(missing_ok=True)
         elif self.args.should_save:
             folder.mkdir(parents=True, exist_ok=True)
-            save_adapted(inner, self.plan, folder, state_dict=state_dict)
+            save_adapted(inner, self.union_plan, folder, state_dict=state_dict)
             self._save_processor(folder)
 
     def _save_processor(self, folder: Path) -> None:
         if self.processing_class is not None:
             self.processing_class.save_pretrained(str(folder))
 
-    @property
-    def _audit(self) -> AuditCallback:
-        return next(c for c in self.callback_handler.callbacks if isinstance(c, AuditCallback))
-
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if not self._load_weights(Path(resume_from_checkpoint)):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self) -> None:
+        self.audit.release(self.union_plan.trainable_names)
         if not self._load_weights(Path(self.state.best_model_checkpoint or "")):
             super()._load_best_model()
         apply_plan(self.model, self.plan)  # PEFT freezes the adapters that it loads.
@@ -202,9 +203,12 @@ class CheckpointMixin(PushingMixin, _Base):
             return True
         return False
 
+    def _is_same_plan(self, folder: Path) -> bool:
+        return checkpoint.same_plan(folder, self.base_plan, self._schedule_record)
+
     def _load_optimizer_and_scheduler(self, checkpoint_folder: str | None) -> None:
         folder = Path(checkpoint_folder) if checkpoint_folder is not None else None
-        if folder is None or not (folder / checkpoint.STATE_FILE).exists() or checkpoint.same_plan(folder, self.plan):
+        if folder is None or not (folder / checkpoint.STATE_FILE).exists() or self._is_same_plan(folder):
             super()._load_optimizer_and_scheduler(checkpoint_folder)
             return
         logger.warning("The plan changed since %s was written: the optimizer starts anew.", folder)

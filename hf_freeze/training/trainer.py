@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import Seq2SeqTrainer, Trainer
+from transformers import Seq2SeqTrainer, Trainer, TrainingArguments
 from transformers.trainer_optimizer import is_optimizer_factory
 from transformers.training_args import OptimizerNames
 
@@ -29,11 +29,11 @@ from hf_freeze.errors import PlanError
 from hf_freeze.plan.apply import apply_plan
 from hf_freeze.plan.optimizer import parameter_groups, role_multipliers
 from hf_freeze.plan.prepare import freeze_model
-from hf_freeze.plan.resolve import FreezeState
 from hf_freeze.plan.wrappers import reshard, unwrap_model
 from hf_freeze.training.backends import check_backend, shard_by_block
 from hf_freeze.training.caching import CachingMixin
 from hf_freeze.training.callbacks import AuditCallback, LearningRateCallback
+from hf_freeze.training.controller import Controller
 from hf_freeze.training.loop import LoopMixin
 from hf_freeze.training.loss import count_items, loss_responds, scale_loss
 from hf_freeze.training.resuming import CheckpointMixin
@@ -52,7 +52,7 @@ class FreezeMixin(WatchingMixin, CachingMixin, LoopMixin, CheckpointMixin):
         positional: The Trainer's further positional arguments.
         freeze: The `freeze` section: a mapping such as `{"blocks": {"first": 8}}`, or an instance.
         adapters: Entries of one PEFT method: mappings with `peft_type`, or PEFT config objects.
-        schedule: The `schedule` section; `{"type": "static"}` keeps the plan as it is.
+        schedule: The `schedule` section, such as `{"type": "progressive"}`; left out, the plan stays as it is.
         lr_multipliers: The `lr_multipliers` section: factors on the learning rate.
         activation_cache: The `activation_cache` section: a mapping such as `{"enabled": False}`, or an instance.
         save: The `save` section: a mapping such as `{"format": "delta"}`, or an instance.
@@ -84,7 +84,8 @@ class FreezeMixin(WatchingMixin, CachingMixin, LoopMixin, CheckpointMixin):
         allow_changed_plan: bool = False,
         **keywords: Any,
     ) -> None:
-        parse_section(ScheduleConfig, schedule or {}, key="schedule")
+        self._schedule_section = parse_section(ScheduleConfig, schedule or {}, key="schedule")
+        self._seed = TrainingArguments.seed if args is None else args.seed
         self._freeze_section = freeze
         self._adapter_entries = tuple(parse_adapters(adapters))
         self._blocks_path = blocks_path
@@ -97,14 +98,28 @@ class FreezeMixin(WatchingMixin, CachingMixin, LoopMixin, CheckpointMixin):
         self._loss_responds: bool | None = None
         self._check_request(model, keywords)
         super().__init__(self._freeze(model) if model is not None else None, args, *positional, **keywords)
-        check_backend(self.args, self.accelerator.state, self.plan)
-        check_saving(unwrap_model(self.model), self.plan, self._save_section)
+        check_backend(self.args, self.accelerator.state, self.plan, changes=self.scheduled is not None)
+        check_saving(unwrap_model(self.model), self.union_plan, self._save_section)
         shard_by_block(self.accelerator.state, self.model, self.plan)
-        self.add_callback(AuditCallback(self))
+        self.audit = AuditCallback(self)
+        self.add_callback(self.audit)
         self._rates = LearningRateCallback()
-        if self._has_multipliers:
+        if self._has_groups:
             self.add_callback(self._rates)
+        if self.scheduled is not None:
+            self._controller = Controller(self)
+            self.add_callback(self._controller)
         self._start_caching()
+
+    @property
+    def _has_groups(self) -> bool:
+        """Whether every role has parameter groups of its own."""
+        return self._has_multipliers or self._schedule_section.type != "static"
+
+    @property
+    def _groups_key(self) -> str:
+        """The section that asks for groups."""
+        return "lr_multipliers" if self._has_multipliers else "schedule"
 
     def _check_request(self, model: Any, keywords: Mapping[str, Any]) -> None:
         if isinstance(model, str):
@@ -117,19 +132,17 @@ class FreezeMixin(WatchingMixin, CachingMixin, LoopMixin, CheckpointMixin):
                 "peft_config: adapters are given twice; got peft_config= beside adapters=. adapters= takes PEFT config "
                 "objects. Move the object there."
             )
-        if self._has_multipliers and keywords.get("optimizers", (None, None))[0] is not None:
+        if self._has_groups and keywords.get("optimizers", (None, None))[0] is not None:
+            key = self._groups_key
             raise PlanError(
-                "lr_multipliers: an optimizer that is passed in has its own learning rates; got optimizers= beside "
-                "lr_multipliers=. Leave one of them out."
+                f"{key}: an optimizer that is passed in has its own learning rates; got optimizers= beside "
+                f"{key}=. Leave one of them out."
             )
 
     def _freeze(self, model: nn.Module) -> nn.Module:
-        return freeze_model(model, self._freeze_section, self._adapter_entries, blocks_path=self._blocks_path)
-
-    @property
-    def freeze_state(self) -> FreezeState:
-        """Which roles are frozen now."""
-        return self.plan.start
+        frozen = freeze_model(model, self._freeze_section, self._adapter_entries, blocks_path=self._blocks_path)
+        self._follow(frozen, self._schedule_section, self._freeze_section, seed=self._seed)
+        return frozen
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
         """Makes the model anew and freezes it: `train()` makes one on every call, free of any plan."""
@@ -145,8 +158,8 @@ class FreezeMixin(WatchingMixin, CachingMixin, LoopMixin, CheckpointMixin):
             PlanError: Multipliers are given for an optimizer that makes its own groups.
         """
         target = self.model if model is None else model
-        apply_plan(target, self.plan)
-        if self.optimizer is None and self._has_multipliers:
+        apply_plan(target, self.union_plan)
+        if self.optimizer is None and self._has_groups:
             self.optimizer = self._grouped_optimizer(target)
         return super().create_optimizer(model)
 
@@ -156,13 +169,13 @@ class FreezeMixin(WatchingMixin, CachingMixin, LoopMixin, CheckpointMixin):
         )
         if {"params", "model", "optimizer_dict"} & options.keys() or is_optimizer_factory(optimizer_class):
             raise PlanError(
-                "lr_multipliers: this optimizer makes its own parameter groups; got optim "
+                f"{self._groups_key}: this optimizer makes its own parameter groups; got optim "
                 f"{OptimizerNames(self.args.optim).value!r}. AdamW, SGD and Adafactor take groups, for example. "
-                "Choose one of them, or remove lr_multipliers."
+                f"Choose one of them, or remove {self._groups_key}."
             )
         groups = parameter_groups(
             target,
-            self.plan,
+            self.union_plan,
             factors=role_multipliers(self.plan.layout, self._multipliers),
             decayed_names=set(self.get_decay_parameter_names(target)),
             learning_rate=options.get("lr", self.args.learning_rate),
@@ -181,9 +194,13 @@ class FreezeMixin(WatchingMixin, CachingMixin, LoopMixin, CheckpointMixin):
         """
         if "learning_rate" in logs and self._rates.rates:
             factors = role_multipliers(self.plan.layout, self._multipliers)
-            name, rate = next(iter(self._rates.rates.items()))
-            logs["learning_rate"] = rate / factors[name.removeprefix("learning_rate/")]
-            logs.update(self._rates.rates)
+            role, rate = self._rates.unscaled
+            logs["learning_rate"] = rate / factors[role]
+            scaled = frozenset() if self._controller is None else self._controller.scaled_roles
+            told = {
+                f"learning_rate/{role}" for role in self.plan.trainable_roles if self._has_multipliers or role in scaled
+            }
+            logs.update({name: rate for name, rate in self._rates.rates.items() if name in told})
         super().log(logs, *positional, **keywords)
 
     def evaluation_loop(self, *positional: Any, **keywords: Any) -> Any:

@@ -242,7 +242,7 @@ def _without_places(value: Any) -> Any:
 
 
 def _yaml_without_places(text: str) -> str:
-    yaml = YAML()  # keeps the order and the form
+    yaml = YAML()  # keeps the order of keys
     stream = StringIO()
     yaml.width = 120
     yaml.dump(_without_places(yaml.load(text)), stream)

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from hf_freeze import run
 from hf_freeze.config import RunConfig, load_config
 from hf_freeze.errors import ConfigError, PlanError
+from hf_freeze.schedules.timeline import read_timeline
 from tests import tiny_run
 from tests.unit.training.runs import assert_followed, assert_same, monitored, state, values
 
@@ -185,6 +186,27 @@ def test_a_plan_that_does_not_fit_is_refused_before_the_data_are_read(make: Call
     )
 
 
+def test_a_schedule_that_does_not_fit_is_refused_before_the_data_are_read(make: Callable[..., RunConfig]) -> None:
+    config = make(schedule={"type": "plateau", "floor": 4}, data={"load_dataset": {"path": "/nowhere"}})
+    with pytest.raises(PlanError) as caught:
+        run.train(config)
+    assert str(caught.value) == (
+        "schedule: plateau has nothing to thaw; got a floor of 4. 4 blocks are frozen at the start and could train. "
+        "Freeze more blocks, or lower schedule.floor."
+    )
+
+
+def test_a_run_follows_a_schedule(make: Callable[..., RunConfig], tmp_path: Path) -> None:
+    config = make(schedule={"type": "progressive"}, training={"max_steps": 10})
+    result = run.train(config)
+    assert [one.depth for one in read_timeline(tmp_path / "out")] == [1, 2]
+    assert result.plan.depth == 2
+    assert run.plan(str(tmp_path / "out" / "hf_freeze.yaml")).notes == (
+        "This is the plan as training starts: the schedule progressive changes what is frozen.",
+        "The head is counted with 2 labels: data.labels does not say how many there are.",
+    )
+
+
 def test_a_plan_needs_no_weights(model: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_bytes((model / "config.json").read_bytes())
     table = run.plan(str(tmp_path), ["freeze.blocks.first=2"])
@@ -228,7 +250,7 @@ def test_a_plan_for_a_model_takes_only_the_sections_that_it_follows_from(model: 
         run.plan(str(model), ["freze.blocks.first=2"])
     assert str(caught.value) == (
         "freze: unknown key; got {'blocks': {'first': 2}}. Known keys: activation_cache, adapters, freeze, "
-        "lr_multipliers, model. Did you mean 'freeze'?"
+        "lr_multipliers, model, schedule. Did you mean 'freeze'?"
     )
 
 
@@ -255,11 +277,10 @@ def test_an_optimizer_whose_package_is_missing_is_refused(make: Callable[..., Ru
         run.train(make(training={"optim": "apollo_adamw", "optim_target_modules": ["query"]}))
 
 
-def test_a_run_is_monitored_unless_the_config_says_null(make: Callable[..., RunConfig], tmp_path: Path) -> None:
+def test_a_run_is_monitored_unless_the_config_says_null(make: Callable[..., RunConfig]) -> None:
     counts = {}
     for every in (100, 2, None):
-        training = {"max_steps": 4, "output_dir": str(tmp_path / str(every))}
-        prepared = run.Run(make(training=training, monitor={"every": every}))
+        prepared = run.Run(make(training={"max_steps": 4}, monitor={"every": every}))
         assert prepared.train().advice == ()
         counts[every] = len(monitored(prepared.trainer))
     assert counts == {100: 0, 2: 2, None: 0}

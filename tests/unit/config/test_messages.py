@@ -192,7 +192,14 @@ def message_of(changes: dict[str, Any]) -> str:
                 "List of globs of parameter names that train whatever else is frozen, such as *.bias."
             ),
         ),
-        ({"schedule": {"type": "gradual"}}, "schedule.type: is none of its values; got 'gradual'. It takes 'static'."),
+        (
+            {"schedule": {"type": "gradual"}},
+            (
+                "schedule.type: unknown schedule; got 'gradual'. Schedules: gradual_unfreeze, phases, plateau, "
+                "progressive, rotating, static; one of your own is written my_package.my_module:MySchedule. Did you "
+                "mean 'gradual_unfreeze'?"
+            ),
+        ),
         (
             {"lr_multipliers": {"block_decay": 1.5}},
             (

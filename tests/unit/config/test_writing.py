@@ -83,7 +83,17 @@ configs = st.fixed_dictionaries(
             ),
             max_size=2,
         ),
-        "schedule": st.just({"type": "static"}),
+        "schedule": st.sampled_from(
+            [
+                {"type": "static"},
+                {"type": "progressive", "curve": "cubic", "t0": 0.5},
+                {
+                    "type": "phases",
+                    "phases": [{"until": {"step": 5}, "freeze": {"blocks": {"first": 2}}}, {"freeze": {}}],
+                },
+                {"type": "my.module:Schedule", "anything": [1, "two", None]},
+            ]
+        ),
         "lr_multipliers": st.fixed_dictionaries({}, optional={"block_decay": factors, "head": factors}),
         "activation_cache": st.fixed_dictionaries(
             {},
@@ -196,7 +206,7 @@ class TestSchema:
     def test_sections_whose_keys_pass_through_take_others(self) -> None:
         sections = json_schema()["$defs"]
         closed = {name for name, section in sections.items() if section["additionalProperties"] is False}
-        assert sections.keys() - closed == {"AdapterConfig", "ModelConfig"}
+        assert sections.keys() - closed == {"AdapterConfig", "ModelConfig", "ScheduleConfig"}
 
     def test_a_selection_is_one_of_six_or_one_for_each_stack(self) -> None:
         spellings = json_schema()["$defs"]["FreezeConfig"]["properties"]["blocks"]["oneOf"]

@@ -1,4 +1,4 @@
-"""What the plan asks of FSDP: original parameters in version 1, and one unit per block."""
+"""What the plan asks of FSDP and DeepSpeed: original parameters, one unit per block, and a plan that stays."""
 
 from __future__ import annotations
 
@@ -40,6 +40,42 @@ class TestFsdp1:
     def test_with_nothing_frozen_it_is_allowed(self, tmp_path: Path) -> None:
         state = fsdp(fsdp_version=1, use_orig_params=False)
         check_backend(arguments(tmp_path), state, plan_of(freeze_model(tiny_bert())))
+
+
+class TestSchedules:
+    """What trains is noted once by FSDP1 and DeepSpeed, and may change under all others."""
+
+    @pytest.mark.parametrize(
+        ("state", "backend"),
+        [
+            (fsdp(fsdp_version=1, use_orig_params=True), "FSDP version 1"),
+            (SimpleNamespace(distributed_type=DistributedType.DEEPSPEED), "DeepSpeed"),
+        ],
+        ids=["FSDP1", "DeepSpeed"],
+    )
+    def test_they_are_refused_where_what_trains_is_noted_once(
+        self, tmp_path: Path, state: SimpleNamespace, backend: str
+    ) -> None:
+        plan = plan_of(freeze_model(tiny_bert(), {"blocks": {"first": 2}}))
+        message = (
+            f"schedule: {backend} cannot follow a freeze state that changes; got a schedule other than static. It "
+            "notes once which parameters train. Use one process, DDP or fsdp_version: 2, or set schedule.type to "
+            "static."
+        )
+        with pytest.raises(PlanError, match=f"^{re.escape(message)}$"):
+            check_backend(arguments(tmp_path), state, plan, changes=True)
+        check_backend(arguments(tmp_path), state, plan)
+
+    def test_they_are_allowed_elsewhere(self, tmp_path: Path) -> None:
+        plan = plan_of(freeze_model(tiny_bert()))
+        for state in (fsdp(fsdp_version=2), SimpleNamespace(distributed_type=DistributedType.MULTI_GPU)):
+            check_backend(arguments(tmp_path), state, plan, changes=True)
+
+    def test_noise_on_embeddings_that_may_freeze_is_refused(self, tmp_path: Path) -> None:
+        plan = plan_of(freeze_model(tiny_bert()))
+        state = SimpleNamespace(distributed_type=DistributedType.NO)
+        with pytest.raises(PlanError, match=r"^training\.neftune_noise_alpha: frozen embeddings stay in eval mode"):
+            check_backend(arguments(tmp_path, neftune_noise_alpha=5.0), state, plan, changes=True)
 
 
 class TestUnits:

@@ -1,0 +1,26 @@
+"""When the freeze state changes: the schedules, and what one of your own derives from."""
+
+from hf_freeze.config.schedule import ScheduleOptions
+from hf_freeze.schedules import gradual_unfreeze, phases, plateau, progressive, rotating, static
+from hf_freeze.schedules.registry import make_schedule, register_schedule, schedule_names
+from hf_freeze.schedules.schedule import Choice, Course, Moment, RunLength, Schedule
+from hf_freeze.schedules.timeline import Transition
+
+__all__ = [
+    "Choice",
+    "Course",
+    "Moment",
+    "RunLength",
+    "Schedule",
+    "ScheduleOptions",
+    "Transition",
+    "gradual_unfreeze",
+    "make_schedule",
+    "phases",
+    "plateau",
+    "progressive",
+    "register_schedule",
+    "rotating",
+    "schedule_names",
+    "static",
+]

@@ -1,0 +1,67 @@
+"""Thaws some blocks at each epoch, from the top down.
+
+Source: gradual unfreezing of ULMFiT (Howard & Ruder 2018).
+"""
+
+from __future__ import annotations
+
+import math
+
+from hf_freeze.config.schedule import GradualUnfreezeOptions
+from hf_freeze.errors import PlanError
+from hf_freeze.schedules.registry import register_schedule
+from hf_freeze.schedules.schedule import Choice, Course, Moment, RunLength, Schedule
+from hf_freeze.schedules.thawing import thawing_from
+
+
+@register_schedule("gradual_unfreeze")
+class GradualUnfreeze(Schedule):
+    """Keeps max(floor, k - e * blocks_per_epoch) of k blocks frozen in epoch e; the embeddings stay frozen."""
+
+    Options = GradualUnfreezeOptions
+    options: GradualUnfreezeOptions
+
+    def __init__(self, options: GradualUnfreezeOptions, course: Course) -> None:
+        super().__init__(options, course)
+        self._thawing = thawing_from(course, floor=options.floor, name="gradual_unfreeze")
+
+    @property
+    def start(self) -> frozenset[str]:
+        """What the `freeze` section freezes, or everything but the head."""
+        return self._thawing.start
+
+    @property
+    def may_train(self) -> frozenset[str]:
+        """What is not frozen at the start, and the blocks that will be released."""
+        return (frozenset(self.course.roles) - self.start) | self._thawing.released
+
+    @property
+    def warmup(self) -> int:
+        """Steps over which the learning rate of a released block rises."""
+        return self.options.warmup
+
+    def begin(self, run: RunLength) -> None:
+        """Checks that there is a second epoch: before it, nothing is thawed.
+
+        Args:
+            run: How long training will be.
+
+        Raises:
+            PlanError: There is none.
+        """
+        if run.num_epochs <= 1:
+            raise PlanError(
+                f"schedule: gradual_unfreeze would thaw nothing in this run; got {run.num_epochs:g} epochs. It thaws "
+                "blocks at the start of the second epoch and of those after it. Train for two epochs at least."
+            )
+
+    def decide(self, moment: Moment) -> Choice | None:
+        """Returns what is frozen in this epoch.
+
+        Args:
+            moment: How far training is.
+        """
+        epoch = math.floor(moment.epoch + 1e-9)
+        released = min(epoch * self.options.blocks_per_epoch, self._thawing.num_releasable)
+        why = f"epoch {epoch} begins"
+        return Choice(self._thawing.frozen(released), why, {"epoch": epoch, "released": released})

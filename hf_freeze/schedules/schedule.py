@@ -1,0 +1,175 @@
+"""What a schedule is: something that decides, before every step, which roles are frozen.
+
+A schedule decides from how far training is, from metrics where it asks for them, and from a state of its own. It never
+sees the model: freezing and thawing are done by the trainer, and so are the checks of what a schedule returns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from hf_freeze.config.freeze import FreezeConfig
+from hf_freeze.config.schedule import ScheduleOptions
+
+EMBEDDINGS = "embeddings"
+
+
+@dataclass(frozen=True)
+class Course:
+    """What a schedule knows before training begins.
+
+    Attributes:
+        blocks: The roles of the blocks from the input on, of all stacks one after the other.
+        roles: All roles: `embeddings`, those of the blocks, and `head`.
+        frozen: The roles that the `freeze` section freezes.
+        is_asked: Whether there is such a section.
+        embeddings_follow: Whether the embeddings freeze with the first block, as `embeddings: auto` says.
+        seed: The seed of the run.
+        frozen_by: Returns the roles that a section like `freeze` freezes, given what messages call it.
+    """
+
+    blocks: tuple[str, ...]
+    roles: tuple[str, ...]
+    frozen: frozenset[str]
+    is_asked: bool
+    embeddings_follow: bool
+    seed: int
+    frozen_by: Callable[[FreezeConfig, str], frozenset[str]]
+
+    @property
+    def trained(self) -> frozenset[str]:
+        """The roles that train where nothing is scheduled."""
+        return frozenset(self.roles) - self.frozen
+
+
+@dataclass(frozen=True)
+class RunLength:
+    """How long a run is.
+
+    Attributes:
+        num_steps: Optimizer steps in all.
+        num_epochs: Epochs in all; the last one may be cut short.
+        evaluates: Whether rows are evaluated while training.
+    """
+
+    num_steps: int
+    num_epochs: float
+    evaluates: bool
+
+
+@dataclass(frozen=True)
+class Moment:
+    """How far training is when a schedule decides, which is before a step.
+
+    Attributes:
+        step: Optimizer steps that are done.
+        num_steps: Optimizer steps in all.
+        epoch: Epochs that are done, with their fraction.
+        num_epochs: Epochs in all.
+        metrics: What was evaluated since the step before, as it is logged; empty where nothing was.
+    """
+
+    step: int
+    num_steps: int
+    epoch: float
+    num_epochs: float
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def progress(self) -> float:
+        """The share of the steps that is done, from 0 to 1."""
+        return self.step / self.num_steps
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a schedule decided.
+
+    Attributes:
+        frozen: The roles that are frozen from now on.
+        why: The reason, in a few words.
+        numbers: The numbers that led to it.
+    """
+
+    frozen: frozenset[str]
+    why: str
+    numbers: Mapping[str, float] = field(default_factory=dict)
+
+
+class Schedule:
+    """Decides which roles are frozen; a schedule of your own derives from this class.
+
+    Attributes:
+        Options: The options that the `schedule` section may give beside `type`.
+        needs_metrics: Whether it decides from evaluation metrics.
+
+    Args:
+        options: The options, checked.
+        course: What is known before training begins.
+    """
+
+    Options: ClassVar[type[ScheduleOptions]] = ScheduleOptions
+    needs_metrics: ClassVar[bool] = False
+
+    def __init__(self, options: Any, course: Course) -> None:
+        self.options = options
+        self.course = course
+
+    @property
+    def start(self) -> frozenset[str]:
+        """The roles that are frozen when training starts: those of the `freeze` section."""
+        return self.course.frozen
+
+    @property
+    def may_train(self) -> frozenset[str]:
+        """The roles that may ever train: all of them, where a schedule does not know better."""
+        return frozenset(self.course.roles)
+
+    @property
+    def warmup(self) -> int:
+        """Steps over which the learning rate of what was thawed rises to its full value."""
+        return 0
+
+    @property
+    def keeps_optimizer_state(self) -> bool:
+        """Whether the optimizer keeps what it knows about parameters that are frozen, and the memory for it."""
+        return False
+
+    def begin(self, run: RunLength) -> None:
+        """Checks that the schedule fits the length of the run; called before training begins.
+
+        Args:
+            run: How long training will be.
+
+        Raises:
+            PlanError: It does not fit.
+        """
+
+    def decide(self, moment: Moment) -> Choice | None:
+        """Returns the roles that are frozen from now on, or None where nothing changes; called before every step.
+
+        Args:
+            moment: How far training is.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no method decide")
+
+    def lr_factors(self, moment: Moment) -> Mapping[str, float]:
+        """Returns the factor on the learning rate of each role for the next step; 1 for what is not in it.
+
+        Args:
+            moment: How far training is.
+        """
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns what a checkpoint has to keep, as plain data."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes up what `state_dict` returned.
+
+        Args:
+            state: What it returned when the checkpoint was written.
+        """

@@ -1,0 +1,69 @@
+"""Which blocks a thawing schedule starts from, and the order in which it releases them: from the top down. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hf_freeze.errors import PlanError
+from hf_freeze.schedules.schedule import EMBEDDINGS, Course
+
+
+@dataclass(frozen=True)
+class Thawing:
+    """Blocks that are released one after the other.
+
+    Attributes:
+        start: The roles that are frozen at the start.
+        held: The blocks that are frozen then and can train, from the input on.
+        floor: How many of these stay frozen.
+    """
+
+    start: frozenset[str]
+    held: tuple[str, ...]
+    floor: int
+
+    @property
+    def num_releasable(self) -> int:
+        """How many blocks can be released in all."""
+        return len(self.held) - self.floor
+
+    def frozen(self, released: int) -> frozenset[str]:
+        """Returns the roles that are frozen once some blocks are released.
+
+        Args:
+            released: How many.
+        """
+        return self.start.difference(self.held[len(self.held) - min(released, self.num_releasable) :])
+
+    @property
+    def released(self) -> frozenset[str]:
+        """The blocks that will have been released at the end."""
+        return frozenset(self.held[self.floor :])
+
+
+def thawing_from(course: Course, *, floor: int, name: str) -> Thawing:
+    """Returns where a thawing schedule starts.
+
+    With a `freeze` section that is what it freezes. Without one it is everything but the head, and what the plan would
+    not train anyway (blocks beside those with adapters) stays frozen.
+
+    Args:
+        course: What is known before training begins.
+        floor: How many blocks stay frozen.
+        name: The name of the schedule, for messages.
+
+    Raises:
+        PlanError: There is nothing to thaw.
+    """
+    if course.is_asked:
+        start = course.frozen
+        held = tuple(block for block in course.blocks if block in start)
+    else:
+        start = course.frozen.union(course.blocks, [EMBEDDINGS] if course.embeddings_follow else [])
+        held = tuple(block for block in course.blocks if block in course.trained)
+    if floor >= len(held):
+        raise PlanError(
+            f"schedule: {name} has nothing to thaw; got a floor of {floor}. {len(held)} blocks are frozen at the start "
+            f"and could train. Freeze more blocks, or lower schedule.floor."
+        )
+    return Thawing(start, held, floor)

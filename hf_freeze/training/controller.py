@@ -1,0 +1,297 @@
+"""Asks the schedule before every step, and carries out what it decides."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import weakref
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+from tqdm.auto import tqdm
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import IntervalStrategy
+
+from hf_freeze.errors import FreezeError, PlanError
+from hf_freeze.plan.apply import transition
+from hf_freeze.plan.resolve import FreezePlan
+from hf_freeze.plan.states import check_roles, plan_at
+from hf_freeze.schedules import Choice, Moment, RunLength, Transition
+from hf_freeze.schedules.timeline import append_to_timeline, write_timeline
+from hf_freeze.training.checkpoint import newest_complete, read_schedule
+from hf_freeze.training.distributed import gathered, rebuild_reducer
+from hf_freeze.training.scheduled import Scheduled
+
+logger = logging.getLogger(__name__)
+
+# What a process brings where its schedule failed; a digest is never below 0.
+_FAILED = -1
+# What evaluation logs of the machine: it differs from run to run, and nothing may be decided from it.
+_OF_THE_MACHINE = ("_runtime", "_per_second", "_preparation_time", "epoch")
+
+
+class Controller(TrainerCallback):
+    """Keeps the freeze state where the schedule wants it.
+
+    Attributes:
+        timeline: What changed so far.
+
+    Args:
+        trainer: The trainer, which has a schedule.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        # The trainer holds its callbacks: a cycle would keep it, and its dataloader workers, until a collection.
+        self.trainer = weakref.proxy(trainer)
+        self._reset()
+
+    @property
+    def scheduled(self) -> Scheduled:
+        """The schedule as the config asks for it, and the plan that it moves."""
+        scheduled: Scheduled = self.trainer.scheduled
+        return scheduled
+
+    def _reset(self) -> None:
+        self.schedule = self.scheduled.new_schedule()
+        self.timeline: list[Transition] = []
+        self._frozen = self.schedule.start
+        self._thawed_at: dict[str, int] = {}
+        self._metrics: dict[str, float] = {}
+        self._factors: Mapping[str, float] = {}
+        self._rates: list[float] = []
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The schedule and where it stands, as plain data for a checkpoint.
+
+        Raises:
+            PlanError: A schedule of the user keeps a state that JSON cannot hold.
+        """
+        section = self.scheduled.section
+        record = {
+            "type": section.type,
+            "options": section.options,
+            "frozen": sorted(self._frozen),
+            "thawed_at": self._thawed_at,
+            "metrics": self._metrics,
+            "state": self.schedule.state_dict(),
+            "timeline": [transition.record() for transition in self.timeline],
+        }
+        try:
+            json.dumps(record["state"])
+        except (TypeError, ValueError) as error:
+            raise PlanError(
+                f"schedule: {section.type} keeps a state that a checkpoint cannot hold; got {record['state']!r}. JSON "
+                f"holds text, numbers, booleans, null, lists and mappings. Return these from state_dict. {self._kept()}"
+            ) from error
+        return record
+
+    def begin(self, num_steps: int) -> None:
+        """Takes the schedule to where training begins or goes on, and the model to the freeze state there.
+
+        Args:
+            num_steps: Optimizer steps in all.
+
+        Raises:
+            PlanError: The schedule does not fit the run.
+        """
+        self._reset()
+        args, state = self.trainer.args, self.trainer.state
+        evaluates = args.eval_strategy != IntervalStrategy.NO
+        self.schedule.begin(RunLength(num_steps, state.num_train_epochs, evaluates))
+        record = read_schedule(self.trainer.resumed_folder)
+        if record is not None and (record["type"], record["options"]) == self._identity:
+            self._take_up(record)
+        self._carry_out(self._plan)
+
+    @property
+    def _identity(self) -> tuple[str, dict[str, Any]]:
+        options: dict[str, Any] = json.loads(json.dumps(self.scheduled.section.options))
+        return self.scheduled.section.type, options
+
+    def _take_up(self, record: Mapping[str, Any]) -> None:
+        self._frozen = frozenset(record["frozen"])
+        self._thawed_at = dict(record["thawed_at"])
+        self._metrics = dict(record["metrics"])
+        self.timeline = [Transition.from_record(entry) for entry in record["timeline"]]
+        self.schedule.load_state_dict(record["state"])
+
+    @property
+    def _plan(self) -> FreezePlan:
+        return plan_at(self.scheduled.base, self._frozen)
+
+    def _carry_out(self, plan: FreezePlan) -> None:
+        keeps = self.schedule.keeps_optimizer_state
+        transition(self.trainer.model, plan, None if keeps else self.trainer.optimizer)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Has DDP reduce what trains first: it was wrapped around all that may ever train."""
+        rebuild_reducer(self.trainer.model_wrapped)
+        if state.is_world_process_zero:
+            write_timeline(Path(str(args.output_dir)), self.timeline)
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Keeps what was evaluated for the next decision."""
+        if self.trainer.is_in_train:
+            for name, value in (metrics or {}).items():
+                if isinstance(value, int | float) and not name.endswith(_OF_THE_MACHINE):
+                    self._metrics[name] = float(value)
+
+    def on_step_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        train_dataloader: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Asks the schedule, and changes the freeze state where it says so."""
+        moment = Moment(
+            state.global_step, state.max_steps, state.epoch or 0.0, state.num_train_epochs, dict(self._metrics)
+        )
+        self._metrics = {}
+        choice, factors = self._ask(moment)
+        if choice is not None and choice.frozen != self._frozen:
+            self._move(choice, moment, train_dataloader)
+        self._factors = self._with_warmup(factors, moment)
+
+    def _ask(self, moment: Moment) -> tuple[Choice | None, Mapping[str, float]]:
+        """Returns what the schedule decided, once all processes are known to have decided alike."""
+        try:
+            choice = self._checked(self.schedule.decide(moment))
+            factors = self._checked_factors(self.schedule.lr_factors(moment))
+        except FreezeError:
+            self._gathered(_FAILED)
+            raise
+        except Exception as error:
+            self._gathered(_FAILED)
+            raise PlanError(
+                f"schedule: {self.scheduled.section.type} failed before step {moment.step + 1}; got "
+                f"{type(error).__name__}: {error}. Correct its decide and lr_factors. {self._kept()}"
+            ) from error
+        frozen = self._frozen if choice is None else choice.frozen
+        digest = hashlib.blake2b("\n".join(sorted(frozen)).encode(), digest_size=8).digest()
+        self._compare(int.from_bytes(digest, "little") >> 1, frozen, moment)
+        return choice, factors
+
+    def _checked(self, choice: object) -> Choice | None:
+        if choice is None:
+            return None
+        if not isinstance(choice, Choice):
+            self._refuse(f"decided for something that is no Choice; got {choice!r}. decide returns a Choice or None.")
+        check_roles(self.scheduled.base, choice.frozen)
+        thawed = sorted(set(self.scheduled.course.roles) - choice.frozen - self.schedule.may_train)
+        if thawed:
+            self._refuse(
+                f"thaws a role that it may not train; got {thawed[0]!r}. The optimizer holds "
+                f"{', '.join(sorted(self.schedule.may_train))}. Return the role from may_train."
+            )
+        return choice
+
+    def _checked_factors(self, factors: Mapping[str, float]) -> Mapping[str, float]:
+        check_roles(self.scheduled.base, factors)
+        for role, factor in factors.items():
+            if not 0 <= factor < math.inf:
+                self._refuse(f"returns a factor on the learning rate of {role} below 0 or not finite; got {factor!r}.")
+        return factors
+
+    def _refuse(self, what: str) -> NoReturn:
+        raise PlanError(f"schedule: {self.scheduled.section.type} {what} {self._kept()}")
+
+    def _gathered(self, token: int) -> list[int]:
+        return gathered(token, self.trainer.accelerator)
+
+    def _compare(self, token: int, frozen: frozenset[str], moment: Moment) -> None:
+        tokens = self._gathered(token)
+        if _FAILED in tokens:
+            self._refuse(
+                f"failed before step {moment.step + 1}; got an error in process {tokens.index(_FAILED)}. That process "
+                "says which."
+            )
+        if len(set(tokens)) > 1:
+            self._refuse(
+                f"decided otherwise in other processes before step {moment.step + 1}; got {sorted(frozen)} in process "
+                f"{self.trainer.args.process_index}. A schedule must decide from what is equal everywhere: the moment, "
+                "and its own state."
+            )
+
+    def _kept(self) -> str:
+        newest = newest_complete(Path(str(self.trainer.args.output_dir)))
+        return "There is no checkpoint yet." if newest is None else f"The checkpoint {newest} is complete."
+
+    def _move(self, choice: Choice, moment: Moment, train_dataloader: Any) -> None:
+        before, plan = self.trainer.plan, plan_at(self.scheduled.base, choice.frozen)
+        roles = self.scheduled.course.roles
+        froze = tuple(role for role in roles if role in choice.frozen and role not in self._frozen)
+        thawed = tuple(role for role in roles if role in self._frozen and role not in choice.frozen)
+        self._frozen = choice.frozen
+        self._thawed_at = {role: step for role, step in self._thawed_at.items() if role not in choice.frozen}
+        self._thawed_at.update(dict.fromkeys(thawed, moment.step))
+        self._carry_out(plan)
+        rebuild_reducer(self.trainer.model_wrapped)
+        self.trainer.audit.renew()
+        numbers = {name: float(value) for name, value in choice.numbers.items()}
+        moved = Transition(moment.step, moment.epoch, froze, thawed, plan.depth, choice.why, numbers)
+        self._tell(moved, plan)
+        self.trainer.move_activation_cache(before, train_dataloader)
+
+    def _tell(self, moved: Transition, plan: FreezePlan) -> None:
+        """Notes a transition in the timeline and its file, tells the trackers, and prints it."""
+        self.timeline.append(moved)
+        args = self.trainer.args
+        if self.trainer.is_world_process_zero():
+            append_to_timeline(Path(str(args.output_dir)), moved)
+            if args.disable_tqdm:
+                logger.info("%s", moved.line)
+            else:
+                tqdm.write(moved.line)
+        trained = sum(decision.parameter.numel for decision in plan.decisions if decision.trainable)
+        self.trainer.log(
+            {
+                "freeze/depth": plan.depth,
+                "freeze/frozen_roles": len(plan.start.frozen),
+                "freeze/trainable_parameters": trained,
+                **{f"freeze/{name}": value for name, value in moved.numbers.items() if name != "depth"},
+            }
+        )
+
+    def _with_warmup(self, factors: Mapping[str, float], moment: Moment) -> dict[str, float]:
+        """Returns the factor of every role whose learning rate is not that of the run in the next step."""
+        warmup = self.schedule.warmup
+        self._thawed_at = {role: step for role, step in self._thawed_at.items() if moment.step - step < warmup}
+        rising = {role: (moment.step - step + 1) / warmup for role, step in self._thawed_at.items()}
+        both = {role: rising.get(role, 1.0) * factors.get(role, 1.0) for role in (*rising, *factors)}
+        return {role: factor for role, factor in both.items() if factor != 1.0}
+
+    @property
+    def scaled_roles(self) -> frozenset[str]:
+        """The roles whose learning rate was not that of the run in the last step."""
+        return frozenset(self._factors)
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Puts the factors on the learning rates, for this step alone: the scheduler knows nothing of them."""
+        groups = kwargs["optimizer"].param_groups
+        self._rates = [group["lr"] for group in groups] if self._factors else []
+        for group in groups if self._factors else ():
+            group["lr"] *= self._factors.get(group["name"], 1.0)
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Gives the learning rates back."""
+        for group, rate in zip(kwargs["optimizer"].param_groups, self._rates, strict=False):
+            group["lr"] = rate

@@ -1,0 +1,137 @@
+"""Two processes follow a schedule as one does: under DDP, with the activation cache, and under FSDP2."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.conftest import REPOSITORY
+from tests.distributed.launching import NUM_PROCESSES, once, session_folder
+from tests.distributed.scheduled_run import ScheduledRecord, ScheduledRun, carry_out
+
+pytestmark = pytest.mark.distributed
+
+HERE = "tests.distributed.scheduled_run"
+WORKER = Path(__file__).with_name("scheduled_run.py")
+RUNS = [
+    ScheduledRun("progressive", {"type": "progressive"}, resumed_at=14),
+    ScheduledRun("gradual", {"type": "gradual_unfreeze", "warmup": 3}, resumed_at=14),
+    ScheduledRun("rotating", {"type": "rotating", "every": 3}, options={"gradient_accumulation_steps": 2}),
+    ScheduledRun("rotating, unused searched", {"type": "rotating", "every": 3}, options={
+        "ddp_find_unused_parameters": True
+    }),
+    ScheduledRun("plateau", {"type": "plateau", "min_delta": 1.0, "warmup": 0}),
+    ScheduledRun("progressive, cached", {"type": "progressive"}, caches=True),
+    ScheduledRun("gradual, cached", {"type": "gradual_unfreeze", "warmup": 3}, caches=True),
+]  # fmt: skip
+FAILING = [
+    ScheduledRun("disagrees", {"type": f"{HERE}:Disagrees"}),
+    ScheduledRun("fails in one", {"type": f"{HERE}:FailsInOne"}),
+]
+SHARDED = [RUNS[0], RUNS[1]]
+Records = dict[str, list[ScheduledRecord]]
+
+
+def launch(runs: Sequence[ScheduledRun], folder: Path, *, backend: str) -> Records:
+    with once(folder) as is_first:
+        if is_first:
+            task = {"backend": backend, "num_processes": NUM_PROCESSES, "folder": str(folder)}
+            task["runs"] = [dataclasses.asdict(run) for run in runs]
+            command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
+            process = subprocess.run(
+                [*command, str(NUM_PROCESSES), str(WORKER), json.dumps(task)],
+                env={**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(REPOSITORY)},
+                check=False,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            assert process.returncode == 0, process.stdout[-6000:]
+    return {
+        run.name: [
+            ScheduledRecord(**json.loads((folder / f"{run.name} {rank}.json").read_text()))
+            for rank in range(NUM_PROCESSES)
+        ]
+        for run in runs
+    }
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory: pytest.TempPathFactory) -> Records:
+    folder = session_folder(tmp_path_factory.getbasetemp()) / "schedules ddp"
+    return launch([*RUNS, *FAILING], folder, backend="ddp")
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory: pytest.TempPathFactory) -> Records:
+    folder = session_folder(tmp_path_factory.getbasetemp()) / "schedules fsdp2"
+    return launch(SHARDED, folder, backend="fsdp2")
+
+
+def by_name(runs: list[ScheduledRun]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("run", runs, ids=lambda run: run.name)
+
+
+def assert_equals_one_process(two: list[ScheduledRecord], run: ScheduledRun, folder: Path) -> None:
+    one = carry_out(dataclasses.replace(run, resumed_at=None, caches=False), folder)
+    assert two[0].error == two[1].error == one.error == ""
+    assert len(one.timeline) >= 2
+    assert [line.split("; depth")[0] for line in two[0].timeline] == [line.split("; depth")[0] for line in one.timeline]
+    assert two[0].timeline == two[1].timeline
+    assert len(two[0].losses) == 24
+    np.testing.assert_allclose(two[0].losses, one.losses, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(two[0].gradient_norms, one.gradient_norms, rtol=0, atol=1e-3)
+    np.testing.assert_allclose(two[0].evaluations, one.evaluations, rtol=0, atol=1e-4)
+    assert two[0].weights == two[1].weights
+
+
+@by_name(RUNS)
+def test_two_processes_equal_one(seen: Records, tmp_path: Path, run: ScheduledRun) -> None:
+    assert_equals_one_process(seen[run.name], run, tmp_path)
+
+
+@by_name([run for run in RUNS if run.resumed_at])
+def test_resumed_equals_uninterrupted_to_the_bit(seen: Records, run: ScheduledRun) -> None:
+    for record in seen[run.name]:
+        assert len(record.resumed_losses) == 10
+        assert record.resumed_losses == record.losses[14:]
+        assert record.resumed_weights == record.weights
+
+
+@by_name([run for run in RUNS if run.caches])
+def test_both_processes_are_served_from_the_cache(seen: Records, run: ScheduledRun) -> None:
+    assert min(record.hits for record in seen[run.name]) > 0
+
+
+def test_processes_that_disagree_end_with_an_error_in_all(seen: Records) -> None:
+    for rank, record in enumerate(seen["disagrees"]):
+        assert record.error == (
+            f"schedule: {HERE}:Disagrees decided otherwise in other processes before step 3; got ['blocks[{rank}]', "
+            f"'embeddings'] in process {rank}. A schedule must decide from what is equal everywhere: the moment, and "
+            f"its own state. There is no checkpoint yet."
+        )
+
+
+def test_an_error_in_one_process_ends_all(seen: Records) -> None:
+    first, second = seen["fails in one"]
+    assert first.error == (
+        f"schedule: {HERE}:FailsInOne failed before step 3; got an error in process 1. That process says which. There "
+        "is no checkpoint yet."
+    )
+    assert second.error.startswith(f"schedule: {HERE}:FailsInOne failed before step 3; got ValueError: no.")
+
+
+@by_name(SHARDED)
+def test_sharded_processes_equal_one(sharded: Records, tmp_path: Path, run: ScheduledRun) -> None:
+    assert_equals_one_process(sharded[run.name], run, tmp_path)
+    for record in sharded[run.name]:
+        assert record.resumed_losses == record.losses[14:]
+        assert record.resumed_weights == record.weights
