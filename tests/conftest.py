@@ -59,6 +59,12 @@ def reviews_path() -> Path:
 
 
 @pytest.fixture(autouse=True)
+def no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves the width of tables to the commands: test processes say that they have 80 columns."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
+@pytest.fixture(autouse=True)
 def own_activation_cache() -> Iterator[None]:
     """Gives every test a cache folder of its own: what an earlier one stored cannot change what it sees."""
     session = os.environ["HF_FREEZE_CACHE"]

@@ -35,11 +35,6 @@ def call(*arguments: object) -> Result:
     return CliRunner().invoke(app, ["cache", *map(str, arguments)], prog_name="hf-freeze")
 
 
-@pytest.fixture(autouse=True)
-def no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("COLUMNS", raising=False)
-
-
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     """Two stores, last used 40 days and an hour ago."""
