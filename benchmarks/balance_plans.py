@@ -30,6 +30,7 @@ class Plan:
     Attributes:
         name: In the record and in the tables.
         about: What trains, for the reader of the tables.
+        num_trainable: How many parameters that is, of 22.7 million.
         learning_rates: What is tried.
         depth: How many blocks are frozen behind the embeddings; None: nothing is frozen by hand.
         sections: Those of a `FreezeTrainer`; None: a plain `Trainer`, and what `depth` says is frozen by hand.
@@ -39,6 +40,7 @@ class Plan:
 
     name: str
     about: str
+    num_trainable: int
     learning_rates: tuple[float, ...]
     depth: int | None = None
     sections: Mapping[str, Any] | None = field(default=None, hash=False)
@@ -46,11 +48,12 @@ class Plan:
     keeps_dropout_of: str | None = None
 
 
-FULL = Plan("full", "everything, plain `Trainer`", (5e-5, 1e-4, 2e-4, 5e-4))
+FULL = Plan("full", "everything, plain `Trainer`", 22_713_986, (1e-4, 2e-4, 5e-4, 1e-3))
 CACHED = Plan(
     "cached",
     "blocks 4-5 and the head; the prefix in eval mode, from the activation cache",
-    (1e-4, 2e-4, 5e-4, 1e-3),
+    3_697_538,
+    (2e-4, 5e-4, 1e-3, 2e-3),
     DEPTH,
     {"freeze": {"blocks": {"first": DEPTH}}},
     caches=True,
@@ -58,16 +61,18 @@ CACHED = Plan(
 FROZEN_LOOP = Plan(
     "frozen loop",
     "blocks 4-5 and the head; plain `Trainer` after `requires_grad_(False)`, so the prefix keeps its dropout",
+    CACHED.num_trainable,
     CACHED.learning_rates,
     DEPTH,
     keeps_dropout_of=CACHED.name,
 )
 LORA_EVERYWHERE = Plan(
-    "LoRA everywhere", "LoRA in all blocks, and the head", (5e-4, 1e-3, 2e-3, 5e-3), None, {"adapters": [LORA]}
+    "LoRA everywhere", "LoRA in all blocks, and the head", 664_322, (5e-4, 1e-3, 2e-3, 5e-3), None, {"adapters": [LORA]}
 )
 LORA_TOP = Plan(
     "LoRA on top",
     "LoRA in blocks 4-5, and the head; from the activation cache",
+    221_954,
     LORA_EVERYWHERE.learning_rates,
     DEPTH,
     {"adapters": [LORA_ON_TOP]},
@@ -76,6 +81,7 @@ LORA_TOP = Plan(
 LORA_TOP_WITH_DROPOUT = Plan(
     "LoRA on top, dropout kept",
     "LoRA in blocks 4-5, and the head; `freeze.keep_dropout: true`",
+    LORA_TOP.num_trainable,
     LORA_TOP.learning_rates,
     DEPTH,
     {"freeze": {"blocks": {"first": DEPTH}, "keep_dropout": True}, "adapters": [LORA_ON_TOP]},
@@ -84,6 +90,7 @@ LORA_TOP_WITH_DROPOUT = Plan(
 HEAD_ONLY = Plan(
     "head only",
     "pooler and classifier; from the activation cache",
+    148_610,
     (2e-3, 5e-3, 1e-2, 2e-2),
     NUM_BLOCKS,
     {"freeze": {"blocks": "all"}},
@@ -92,6 +99,7 @@ HEAD_ONLY = Plan(
 HEAD_ONLY_WITH_DROPOUT = Plan(
     "head only, dropout kept",
     "pooler and classifier; plain `Trainer` after `requires_grad_(False)`",
+    HEAD_ONLY.num_trainable,
     HEAD_ONLY.learning_rates,
     NUM_BLOCKS,
     keeps_dropout_of=HEAD_ONLY.name,

@@ -43,6 +43,7 @@ class Cost:
         evaluated: How many rows of the test split it was evaluated on.
         repeat: The number of the round.
         build: Seconds of filling the activation cache for both.
+        setup: Seconds of the rest of training outside its epochs.
         epoch: Seconds of one epoch of training.
         evaluation: Seconds of one pass over the evaluated rows.
         cache_bytes: Of the files of the activation cache, for the rows of both.
@@ -53,6 +54,7 @@ class Cost:
     evaluated: int
     repeat: int
     build: float
+    setup: float
     epoch: float
     evaluation: float
     cache_bytes: int
@@ -66,7 +68,7 @@ class Footprint:
         plan: Its name.
         repeat: The number of the round.
         before: Anonymous memory of the process before it trained, in bytes.
-        during: The peak of it until training ended, in bytes.
+        during: The largest that it was until training ended, in bytes.
         checkpoint_bytes: Of a checkpoint with the state of the optimizer.
     """
 

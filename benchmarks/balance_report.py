@@ -48,8 +48,8 @@ What that costs is the last column. Both sides have been tuned by themselves.
 SECONDS = """\
 Every plan in turn, in an order drawn anew for each round, alone on the machine; medians over the rounds. A run is
 {epochs} epochs and one pass over the {evaluated:,} test rows, without loading libraries and model. `first run` starts
-with an empty activation cache; `next run`, with another seed, learning rate or head on the same rows, finds it filled.
-Measured with one epoch over {rows:,} rows; the runs are these figures in proportion to epochs and rows.
+with an empty activation cache; `next run`, with another seed or learning rate on the same rows, finds it filled.
+Measured on {rows:,} rows, in the second epoch; the runs of more rows are in proportion.
 """
 MEMORY = """\
 The peak of anonymous memory of a fresh process during one epoch, which includes Python, the libraries and the model;
@@ -156,7 +156,10 @@ def report(record: Record, *, tuning_seed: int) -> str:
 
 def plan_lines() -> list[str]:
     """Returns what the plans are."""
-    return [*table_head(["plan", "what trains"]), *(table_row([plan.name, plan.about]) for plan in MAIN)]
+    return [
+        *table_head(["plan", "what trains", "trainable parameters"]),
+        *(table_row([plan.name, plan.about, f"{plan.num_trainable:,}"]) for plan in MAIN),
+    ]
 
 
 def accuracy_lines(results: Results, setting: Setting) -> list[str]:
@@ -219,7 +222,7 @@ def cost_lines(costs: Sequence[Cost]) -> list[str]:
         return []
     measured, evaluated = costs[0].rows, costs[0].evaluated
     rounds = min(sum(cost.plan == plan.name for cost in costs) for plan in plans)
-    head = ["plan", "filling the cache, s", "an epoch, s", "test rows, s"]
+    head = ["plan", "filling the cache, s", "set-up, s", "an epoch, s", "test rows, s"]
     head += [f"{rows:,} rows: {which} run, s" for rows in ROWS for which in ("first", "next")]
     head += ["full / first run", "full / next run"]
     lines = ["## Seconds", "", SECONDS.format(epochs=EPOCHS, evaluated=evaluated, rows=measured), *table_head(head)]
@@ -227,7 +230,8 @@ def cost_lines(costs: Sequence[Cost]) -> list[str]:
     for plan in plans:
         own = [cost for cost in costs if cost.plan == plan.name]
         parts = [
-            statistics.median(values) for values in zip(*((c.build, c.epoch, c.evaluation) for c in own), strict=True)
+            statistics.median(values)
+            for values in zip(*((c.build, c.setup, c.epoch, c.evaluation) for c in own), strict=True)
         ]
         cells = [plan.name, f"{parts[0]:.1f}" if plan.caches else "", *(f"{part:.1f}" for part in parts[1:])]
         for rows in ROWS:
@@ -256,7 +260,7 @@ def run_seconds(cost: Cost, rows: int, *, is_first: bool) -> float:
         is_first: Whether the activation cache is still empty.
     """
     build = cost.build * (rows + cost.evaluated) / (cost.rows + cost.evaluated) if is_first else 0.0
-    return build + EPOCHS * cost.epoch * rows / cost.rows + cost.evaluation
+    return build + cost.setup + EPOCHS * cost.epoch * rows / cost.rows + cost.evaluation
 
 
 def footprint_lines(record: Record) -> list[str]:
