@@ -135,12 +135,12 @@ class Record:
         return [Footprint(**{name: line[name] for name in fields}) for line in self._lines("footprint")]
 
     def about(self, kind: str) -> list[str]:
-        """Returns the different machines or versions of one kind of line, in order.
+        """Returns the different machines or versions of one kind of line, in order, without the load.
 
         Args:
             kind: "run", "cost" or "footprint".
         """
-        return list(dict.fromkeys(line["about"] for line in self._lines(kind)))
+        return list(dict.fromkeys(line["about"].partition("; load")[0] for line in self._lines(kind)))
 
     def best_rate(self, plan: str, rows: int, epochs: int, rates: tuple[float, ...], seed: int) -> float | None:
         """Returns the learning rate with the best accuracy in tuning, the smallest of equals; None until all are tried.

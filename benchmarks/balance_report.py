@@ -46,10 +46,14 @@ The activation cache needs the frozen prefix in eval mode: with noise, a row wou
 What that costs is the last column. Both sides have been tuned by themselves.
 """
 SECONDS = """\
-Every plan in turn, in an order drawn anew for each round, alone on the machine; medians over the rounds. A run is
-{epochs} epochs and one pass over the {evaluated:,} test rows, without loading libraries and model. `first run` starts
-with an empty activation cache; `next run`, with another seed or learning rate on the same rows, finds it filled.
-Measured on {rows:,} rows, in the second epoch; the runs of more rows are in proportion.
+Every plan in turn, in an order drawn anew for each round, with the machine to itself: {rows:,} rows for two epochs, of
+which the second counts. Filling the cache takes in the training rows and the {evaluated:,} test rows. Medians over the
+rounds.
+"""
+RUNS = """\
+What that makes of a run of 3 epochs with one pass over the test rows, in proportion to the rows; loading libraries and
+model is not in it. The first run finds the cache empty; the next, with another seed or learning rate on the same rows,
+finds it filled. In brackets, how many times as long full training takes.
 """
 MEMORY = """\
 The peak of anonymous memory of a fresh process during one epoch, which includes Python, the libraries and the model;
@@ -149,8 +153,8 @@ def report(record: Record, *, tuning_seed: int) -> str:
     )
     lines += ["## Where it ran", ""]
     lines += [f"- Accuracy: {about}." for about in record.about("run")]
-    lines += [f"- Seconds: {about}" for about in record.about("cost")]
-    lines += [f"- Memory and disk: {about}" for about in record.about("footprint")]
+    for kind, what in (("cost", "Seconds"), ("footprint", "Memory and disk")):
+        lines += [f"- {what}: {about}." for about in record.about(kind)]
     return "\n".join(lines) + "\n"
 
 
@@ -217,38 +221,44 @@ def dropout_lines(results: Results) -> list[str]:
 
 def cost_lines(costs: Sequence[Cost]) -> list[str]:
     """Returns what the plans take in time."""
-    plans = [plan for plan in PLANS.values() if any(cost.plan == plan.name for cost in costs)]
-    if not plans:
+    by_plan = {plan: [cost for cost in costs if cost.plan == plan.name] for plan in PLANS.values()}
+    by_plan = {plan: own for plan, own in by_plan.items() if own}
+    if FULL not in by_plan:
         return []
-    measured, evaluated = costs[0].rows, costs[0].evaluated
-    rounds = min(sum(cost.plan == plan.name for cost in costs) for plan in plans)
-    head = ["plan", "filling the cache, s", "set-up, s", "an epoch, s", "test rows, s"]
-    head += [f"{rows:,} rows: {which} run, s" for rows in ROWS for which in ("first", "next")]
-    head += ["full / first run", "full / next run"]
-    lines = ["## Seconds", "", SECONDS.format(epochs=EPOCHS, evaluated=evaluated, rows=measured), *table_head(head)]
-    of_full = {cost.repeat: run_seconds(cost, measured, is_first=False) for cost in costs if cost.plan == FULL.name}
-    for plan in plans:
-        own = [cost for cost in costs if cost.plan == plan.name]
-        parts = [
-            statistics.median(values)
-            for values in zip(*((c.build, c.setup, c.epoch, c.evaluation) for c in own), strict=True)
+    about = SECONDS.format(evaluated=costs[0].evaluated, rows=costs[0].rows)
+    parts = table_head(["plan", "filling the cache, s", "set-up, s", "an epoch, s", "test rows, s"])
+    whole = table_head(["plan", *(f"{rows:,} rows, {which} run, s" for rows in ROWS for which in ("first", "next"))])
+    for plan, own in by_plan.items():
+        found = [
+            _median(values) for values in zip(*((c.build, c.setup, c.epoch, c.evaluation) for c in own), strict=True)
         ]
-        cells = [plan.name, f"{parts[0]:.1f}" if plan.caches else "", *(f"{part:.1f}" for part in parts[1:])]
-        for rows in ROWS:
-            cells += [_median(run_seconds(cost, rows, is_first=is_first) for cost in own) for is_first in (True, False)]
-        for is_first in (True, False):
-            ratios = [
-                of_full[c.repeat] / run_seconds(c, measured, is_first=is_first) for c in own if c.repeat in of_full
-            ]
-            cells.append(f"{statistics.median(ratios):.1f}" if ratios else "")
-        lines.append(table_row(cells))
-    spread = max(max(own) / min(own) for plan in plans if (own := [c.epoch for c in costs if c.plan == plan.name]))
-    return [
-        *lines,
-        "",
-        f"{rounds} rounds; the slowest epoch of a plan took {spread:.2f} times its fastest at most.",
-        "",
-    ]
+        figures = [f"{each:.1f}" for each in found]
+        parts.append(table_row([plan.name, figures[0] if plan.caches else "", *figures[1:]]))
+        cells = [
+            spell_run(own, by_plan[FULL], rows, is_first=is_first) if plan.caches or not is_first else ""
+            for rows in ROWS
+            for is_first in (True, False)
+        ]
+        whole.append(table_row([plan.name, *cells]))
+    rounds = min(map(len, by_plan.values()))
+    spread = max(max(cost.epoch for cost in own) / min(cost.epoch for cost in own) for own in by_plan.values())
+    note = f"{rounds} rounds; the slowest epoch of a plan took {spread:.2f} times its fastest, at most."
+    return ["## Seconds", "", about, *parts, "", note if rounds > 1 else "One round.", "", RUNS, *whole, ""]
+
+
+def spell_run(costs: Sequence[Cost], full: Sequence[Cost], rows: int, *, is_first: bool) -> str:
+    """Returns the median seconds of a run, and how many times as long full training takes.
+
+    Args:
+        costs: Of the plan.
+        full: Of full training.
+        rows: How many rows the run trains on.
+        is_first: Whether the activation cache is still empty.
+    """
+    seconds = {cost.repeat: run_seconds(cost, rows, is_first=is_first) for cost in costs}
+    wholes = {cost.repeat: run_seconds(cost, rows, is_first=False) for cost in full}
+    ratios = [wholes[repeat] / seconds[repeat] for repeat in seconds.keys() & wholes.keys()]
+    return f"{_median(seconds.values()):.0f} ({_median(ratios):.1f})" if ratios else ""
 
 
 def run_seconds(cost: Cost, rows: int, *, is_first: bool) -> float:
@@ -282,11 +292,11 @@ def footprint_lines(record: Record) -> list[str]:
             [each.during - each.before for each in own],
             [each.checkpoint_bytes for each in own],
         ]
-        cells = [plan.name, *(f"{statistics.median(values) / MEGABYTE:.0f}" for values in figures)]
+        cells = [plan.name, *(f"{_median(values) / MEGABYTE:.0f}" for values in figures)]
         stored = [cost for cost in costs if cost.plan == plan.name and cost.cache_bytes]
         for rows in ROWS:
             sizes = [c.cache_bytes * (rows + c.evaluated) / (c.rows + c.evaluated) / MEGABYTE for c in stored]
-            cells.append(f"{statistics.median(sizes):.0f}" if sizes else "")
+            cells.append(f"{_median(sizes):.0f}" if sizes else "")
         lines.append(table_row(cells))
     return [*lines, ""]
 
@@ -307,5 +317,5 @@ def missing_lines(record: Record, results: Results) -> list[str]:
     return ["## What is missing", "", *lines, "", about, ""]
 
 
-def _median(values: Iterable[float]) -> str:
-    return f"{statistics.median(values):.0f}"
+def _median(values: Iterable[float]) -> float:
+    return statistics.median(values)
