@@ -67,11 +67,16 @@ FROZEN_LOOP = Plan(
     keeps_dropout_of=CACHED.name,
 )
 LORA_EVERYWHERE = Plan(
-    "LoRA everywhere", "LoRA in all blocks, and the head", 664_322, (5e-4, 1e-3, 2e-3, 5e-3), None, {"adapters": [LORA]}
+    "LoRA everywhere",
+    "LoRA in all blocks, and the classifier",
+    664_322,
+    (5e-4, 1e-3, 2e-3, 5e-3),
+    None,
+    {"adapters": [LORA]},
 )
 LORA_TOP = Plan(
     "LoRA on top",
-    "LoRA in blocks 4-5, and the head; from the activation cache",
+    "LoRA in blocks 4-5, and the classifier; from the activation cache",
     221_954,
     LORA_EVERYWHERE.learning_rates,
     DEPTH,
@@ -80,11 +85,20 @@ LORA_TOP = Plan(
 )
 LORA_TOP_WITH_DROPOUT = Plan(
     "LoRA on top, dropout kept",
-    "LoRA in blocks 4-5, and the head; `freeze.keep_dropout: true`",
+    "LoRA in blocks 4-5, and the classifier; `freeze.keep_dropout: true`",
     LORA_TOP.num_trainable,
     LORA_TOP.learning_rates,
     DEPTH,
-    {"freeze": {"blocks": {"first": DEPTH}, "keep_dropout": True}, "adapters": [LORA_ON_TOP]},
+    {
+        # What adapters alone leave frozen: the pooler as well.
+        "freeze": {
+            "blocks": {"first": DEPTH},
+            "head": "frozen",
+            "always_train": ["*classifier.*"],
+            "keep_dropout": True,
+        },
+        "adapters": [LORA_ON_TOP],
+    },
     keeps_dropout_of=LORA_TOP.name,
 )
 HEAD_ONLY = Plan(
