@@ -109,7 +109,7 @@ def test_a_language_model_head_stands_by_itself(make: Callable[[], PreTrainedMod
 
 def test_half_precision_keeps_less() -> None:
     model = tiny_frozen(None).train()
-    # Beside the activations, the copies of the weights are kept that autocast makes: few tokens would not outweigh them.
+    # Autocast keeps copies of the weights, too, which few tokens would not outweigh.
     batch = {**tiny_batch(rows=64, length=LENGTH), "labels": torch.zeros(64, dtype=torch.long)}
     whole, half = (trace_step(model, batch, autocast=each) for each in (None, torch.bfloat16))
     assert half.activation_bytes < whole.activation_bytes
