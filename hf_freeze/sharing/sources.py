@@ -115,8 +115,12 @@ def _file(name: str, file: str, where: Mapping[str, Any]) -> Path | None:
     try:
         found = cached_file(name, file, _raise_exceptions_for_missing_entries=False, **where)
     except OSError as error:
-        raise _no_repository(name, str(error).strip().splitlines()[0].rstrip(".")) from error
+        raise _no_repository(name, _first_sentence(error)) from error
     return None if found is None else Path(found)
+
+
+def _first_sentence(error: OSError) -> str:
+    return str(error).strip().splitlines()[0].rstrip(".")
 
 
 def _no_repository(name: str, why: str) -> ConfigError:
@@ -128,7 +132,10 @@ def _no_repository(name: str, why: str) -> ConfigError:
 
 def _no_model(name: str, where: Mapping[str, Any]) -> ConfigError:
     if not Path(name).is_dir():
-        return _no_repository(name, f"none of {', '.join(_CONFIGS.values())}")
+        try:  # Looking for one file alone tells whether the Hub was reached.
+            cached_file(name, CONFIG_NAME, **where)
+        except OSError as error:
+            return _no_repository(name, _first_sentence(error))
     holds = ", ".join(_listed(name)) or "no files"
     if _file(name, STATE_FILE, where) is not None:
         return ConfigError(
