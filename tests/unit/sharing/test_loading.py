@@ -339,8 +339,8 @@ class TestBadFolders:
     def test_a_hub_that_cannot_be_reached_is_said(self) -> None:
         assert message_of(Path("nobody/nothing")) == (
             "nobody/nothing: there is no folder of this name, and no such model can be read from the Hub; got the "
-            "answer \"We couldn't connect to 'https://huggingface.co' to load the files, and couldn't find them in the cached "
-            'files". Name the folder that a run has written, or a repository that you may read.'
+            "answer \"We couldn't connect to 'https://huggingface.co' to load the files, and couldn't find them "
+            'in the cached files". Name the folder that a run has written, or a repository that you may read.'
         )
 
     def test_a_plain_model_has_no_base(self, made: dict[str, Trained]) -> None:
