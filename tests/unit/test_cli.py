@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -235,9 +236,12 @@ def test_other_processes_than_the_first_say_who_they_are(monkeypatch: pytest.Mon
 
 
 def start(*arguments: object) -> subprocess.Popen[str]:
-    """Starts the file that `accelerate launch` starts."""
+    """Starts the file that `accelerate launch` starts; Ctrl-C reaches it though the tests may run in the background."""
     command = [sys.executable, str(REPOSITORY / "scripts" / "finetune.py"), *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ})
+    hears_ctrl_c = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ}, preexec_fn=hears_ctrl_c
+    )
 
 
 def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
