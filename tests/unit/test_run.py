@@ -277,10 +277,11 @@ def test_an_optimizer_whose_package_is_missing_is_refused(make: Callable[..., Ru
         run.train(make(training={"optim": "apollo_adamw", "optim_target_modules": ["query"]}))
 
 
-def test_a_run_is_monitored_unless_the_config_says_null(make: Callable[..., RunConfig]) -> None:
+def test_a_run_is_monitored_unless_the_config_says_null(make: Callable[..., RunConfig], tmp_path: Path) -> None:
     counts = {}
     for every in (100, 2, None):
-        prepared = run.Run(make(training={"max_steps": 4}, monitor={"every": every}))
+        training = {"max_steps": 4, "output_dir": str(tmp_path / str(every))}
+        prepared = run.Run(make(training=training, monitor={"every": every}))
         assert prepared.train().advice == ()
         counts[every] = len(monitored(prepared.trainer))
     assert counts == {100: 0, 2: 2, None: 0}
