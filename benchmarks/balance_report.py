@@ -46,9 +46,9 @@ The activation cache needs the frozen prefix in eval mode: with noise, a row wou
 What that costs is the last column. Both sides have been tuned by themselves.
 """
 SECONDS = """\
-Every plan in turn, in an order drawn anew for each round, with the machine to itself: {rows:,} rows for two epochs, of
-which the second counts. Filling the cache takes in the training rows and the {evaluated:,} test rows. Medians over the
-rounds.
+Every plan in turn, in an order drawn anew for each round: {rows:,} rows for two epochs, of
+which the second counts; an interrupted round is left out. Filling the cache takes in the training rows and the
+{evaluated:,} test rows. Medians over the rounds.
 """
 RUNS = """\
 What that makes of a run of 3 epochs with one pass over the test rows, in proportion to the rows; loading libraries and
@@ -225,6 +225,8 @@ def cost_lines(costs: Sequence[Cost]) -> list[str]:
     by_plan = {plan: own for plan, own in by_plan.items() if own}
     if FULL not in by_plan:
         return []
+    rounds = min(map(len, by_plan.values()))
+    by_plan = {plan: own[:rounds] for plan, own in by_plan.items()}  # A round that was interrupted does not count.
     about = SECONDS.format(evaluated=costs[0].evaluated, rows=costs[0].rows)
     parts = table_head(["plan", "filling the cache, s", "set-up, s", "an epoch, s", "test rows, s"])
     whole = table_head(["plan", *(f"{rows:,} rows, {which} run, s" for rows in ROWS for which in ("first", "next"))])
@@ -240,7 +242,6 @@ def cost_lines(costs: Sequence[Cost]) -> list[str]:
             for is_first in (True, False)
         ]
         whole.append(table_row([plan.name, *cells]))
-    rounds = min(map(len, by_plan.values()))
     spread = max(max(cost.epoch for cost in own) / min(cost.epoch for cost in own) for own in by_plan.values())
     note = f"{rounds} rounds; the slowest epoch of a plan took {spread:.2f} times its fastest, at most."
     return ["## Seconds", "", about, *parts, "", note if rounds > 1 else "One round.", "", RUNS, *whole, ""]

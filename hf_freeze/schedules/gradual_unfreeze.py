@@ -10,35 +10,17 @@ import math
 from hf_freeze.config.schedule import GradualUnfreezeOptions
 from hf_freeze.errors import PlanError
 from hf_freeze.schedules.registry import register_schedule
-from hf_freeze.schedules.schedule import Choice, Course, Moment, RunLength, Schedule
-from hf_freeze.schedules.thawing import thawing_from
+from hf_freeze.schedules.schedule import Choice, Moment, RunLength
+from hf_freeze.schedules.thawing import ThawingSchedule
 
 
 @register_schedule("gradual_unfreeze")
-class GradualUnfreeze(Schedule):
+class GradualUnfreeze(ThawingSchedule):
     """Keeps max(floor, k - e * blocks_per_epoch) of k blocks frozen in epoch e; the embeddings stay frozen."""
 
     Options = GradualUnfreezeOptions
+    name = "gradual_unfreeze"
     options: GradualUnfreezeOptions
-
-    def __init__(self, options: GradualUnfreezeOptions, course: Course) -> None:
-        super().__init__(options, course)
-        self._thawing = thawing_from(course, floor=options.floor, name="gradual_unfreeze")
-
-    @property
-    def start(self) -> frozenset[str]:
-        """What the `freeze` section freezes, or everything but the head."""
-        return self._thawing.start
-
-    @property
-    def may_train(self) -> frozenset[str]:
-        """What is not frozen at the start, and the blocks that will be released."""
-        return (frozenset(self.course.roles) - self.start) | self._thawing.released
-
-    @property
-    def warmup(self) -> int:
-        """Steps over which the learning rate of a released block rises."""
-        return self.options.warmup
 
     def begin(self, run: RunLength) -> None:
         """Checks that there is a second epoch: before it, nothing is thawed.

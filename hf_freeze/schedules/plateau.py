@@ -12,39 +12,24 @@ from typing import Any
 from hf_freeze.config.schedule import PlateauOptions
 from hf_freeze.errors import PlanError, did_you_mean
 from hf_freeze.schedules.registry import register_schedule
-from hf_freeze.schedules.schedule import Choice, Course, Moment, RunLength, Schedule
-from hf_freeze.schedules.thawing import thawing_from
+from hf_freeze.schedules.schedule import Choice, Course, Moment, RunLength
+from hf_freeze.schedules.thawing import ThawingSchedule
 
 
 @register_schedule("plateau")
-class Plateau(Schedule):
+class Plateau(ThawingSchedule):
     """Releases `blocks_per_thaw` blocks when a metric has not improved by `min_delta` for `patience` evaluations."""
 
     Options = PlateauOptions
     needs_metrics = True
+    name = "plateau"
     options: PlateauOptions
 
     def __init__(self, options: PlateauOptions, course: Course) -> None:
         super().__init__(options, course)
-        self._thawing = thawing_from(course, floor=options.floor, name="plateau")
         self._best: float | None = None
         self._num_waited = 0
         self._num_released = 0
-
-    @property
-    def start(self) -> frozenset[str]:
-        """What the `freeze` section freezes, or everything but the head."""
-        return self._thawing.start
-
-    @property
-    def may_train(self) -> frozenset[str]:
-        """What is not frozen at the start, and the blocks that can be released."""
-        return (frozenset(self.course.roles) - self.start) | self._thawing.released
-
-    @property
-    def warmup(self) -> int:
-        """Steps over which the learning rate of a released block rises."""
-        return self.options.warmup
 
     @property
     def greater_is_better(self) -> bool:

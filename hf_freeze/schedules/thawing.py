@@ -1,11 +1,12 @@
-"""Which blocks a thawing schedule starts from, and the order in which it releases them: from the top down. Pure."""
+"""What thawing schedules share: which blocks they start from, and the order of release, from the top down. Pure."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from hf_freeze.errors import PlanError
-from hf_freeze.schedules.schedule import EMBEDDINGS, Course
+from hf_freeze.schedules.schedule import EMBEDDINGS, Course, Schedule
 
 
 @dataclass(frozen=True)
@@ -67,3 +68,33 @@ def thawing_from(course: Course, *, floor: int, name: str) -> Thawing:
             f"and could train. Freeze more blocks, or lower schedule.floor."
         )
     return Thawing(start, held, floor)
+
+
+class ThawingSchedule(Schedule):
+    """Releases blocks from the top down to `options.floor`, each with a warm-up over `options.warmup` steps.
+
+    Attributes:
+        name: The name of the schedule, for messages.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(self, options: Any, course: Course) -> None:
+        super().__init__(options, course)
+        self._thawing = thawing_from(course, floor=options.floor, name=self.name)
+
+    @property
+    def start(self) -> frozenset[str]:
+        """What the `freeze` section freezes, or everything but the head."""
+        return self._thawing.start
+
+    @property
+    def may_train(self) -> frozenset[str]:
+        """What is not frozen at the start, and the blocks that can be released."""
+        return (frozenset(self.course.roles) - self.start) | self._thawing.released
+
+    @property
+    def warmup(self) -> int:
+        """Steps over which the learning rate of a released block rises."""
+        warmup: int = self.options.warmup
+        return warmup
