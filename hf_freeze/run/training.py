@@ -33,7 +33,7 @@ from hf_freeze.tasks import PreparedData, get_task
 from hf_freeze.tasks.tokenizers import resolve_max_length
 from hf_freeze.training import FreezeTrainer
 from hf_freeze.training.arguments import check_evaluation, check_output_folder, refusal, training_arguments
-from hf_freeze.training.checkpoint import newest_complete
+from hf_freeze.training.manifest import newest_complete
 from hf_freeze.training.reloading import loading_lines
 
 _GIB: Final = 1 << 30  # bytes

@@ -6,24 +6,21 @@ A small checkpoint holds, beside the Trainer's own state files:
   on load (Mixtral, Qwen3-MoE, GPT-NeoX) have other names on disk than in memory, so a file in the released format
   cannot simply be loaded into the model at hand.
 - `freeze_state.json`: the plan in force, and the digests of the frozen weights that are not in the file.
-- `manifest.json`: name, size and digest of every file. It is written last: a checkpoint without a manifest that fits is
-  incomplete, and is never resumed from.
+- `manifest.json` (`hf_freeze.training.manifest`): a checkpoint without a manifest that fits is incomplete, and is never
+  resumed from.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
-import xxhash
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hf_freeze.errors import PlanError
 from hf_freeze.plan.audit import tensor_digest
@@ -33,9 +30,7 @@ from hf_freeze.training.pretrained import load_base
 
 WEIGHTS_FILE = "freeze_weights.safetensors"
 STATE_FILE = "freeze_state.json"
-MANIFEST_FILE = "manifest.json"
 FORMAT_VERSION = 1
-_CHUNK = 1 << 20  # bytes read at a time
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _PICKLED_WEIGHTS = ("pytorch_model", "adapter_model")
 
@@ -206,53 +201,6 @@ def read_whole(model: PreTrainedModel, folder: Path) -> None:
     model.load_state_dict(loaded.state_dict())
 
 
-def write_manifest(folder: Path) -> None:
-    """Declares a checkpoint complete; the replacement of the manifest is atomic.
-
-    Args:
-        folder: The checkpoint folder with all its files.
-    """
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST_FILE)
-    entries = {str(path.relative_to(folder)): [path.stat().st_size, _file_digest(path)] for path in files}
-    temporary = folder / f".{MANIFEST_FILE}"
-    with temporary.open("w") as stream:
-        json.dump(entries, stream, indent=1)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(folder / MANIFEST_FILE)
-
-
-def is_complete(folder: Path) -> bool:
-    """Returns whether every file that the manifest names is there with its size and digest.
-
-    Args:
-        folder: A checkpoint folder.
-    """
-    try:
-        entries = json.loads((folder / MANIFEST_FILE).read_text())
-        return all(
-            (folder / name).stat().st_size == size and _file_digest(folder / name) == digest
-            for name, (size, digest) in entries.items()
-        )
-    except (OSError, ValueError):
-        return False
-
-
-def newest_complete(run: Path) -> Path | None:
-    """Returns the complete checkpoint with the highest step in a run's folder, or None.
-
-    Args:
-        run: The output folder of a run.
-    """
-    prefix = f"{PREFIX_CHECKPOINT_DIR}-"
-    steps = [
-        (int(path.name.removeprefix(prefix)), path)
-        for path in (run.iterdir() if run.is_dir() else ())
-        if path.is_dir() and path.name.startswith(prefix) and path.name.removeprefix(prefix).isdigit()
-    ]
-    return next((path for _, path in sorted(steps, reverse=True) if is_complete(path)), None)
-
-
 def refuse_pickled_weights(folder: Path) -> None:
     """Refuses a checkpoint whose weights are pickled: loading a pickle runs code from the file.
 
@@ -340,11 +288,3 @@ def _check_base(model: nn.Module, digests: Mapping[str, str], folder: Path) -> N
             f"{moved[0]} and {len(moved) - 1} more. The model is {name!r}. "
             "Load the same base model, revision and dtype as in that run."
         )
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as stream:
-        digest = xxhash.xxh3_128()  # Damage is looked for, not deceit; a cryptographic hash takes longer than writing.
-        while chunk := stream.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()

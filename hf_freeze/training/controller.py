@@ -21,8 +21,9 @@ from hf_freeze.plan.resolve import FreezePlan
 from hf_freeze.plan.states import check_roles, plan_at
 from hf_freeze.schedules import Choice, Moment, RunLength, Transition
 from hf_freeze.schedules.timeline import append_to_timeline, write_timeline
-from hf_freeze.training.checkpoint import newest_complete, read_schedule
+from hf_freeze.training.checkpoint import read_schedule
 from hf_freeze.training.distributed import gathered, rebuild_reducer
+from hf_freeze.training.manifest import newest_complete
 from hf_freeze.training.scheduled import Scheduled
 
 logger = logging.getLogger(__name__)

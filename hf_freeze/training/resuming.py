@@ -1,6 +1,7 @@
 """The part of the trainer that saves and resumes, over private methods of `Trainer` where it has no public seam.
 
 - `_save_checkpoint`, `_save`: write what can change, and declare the checkpoint complete last.
+- `_save_optimizer_and_scheduler`: what the manifest has digests of needs no checksums.
 - `_load_from_checkpoint`, `_load_best_model`: the Trainer loads files by their names on disk, which differ from those
   in memory for models that are converted on load; it then loads nothing and only warns.
 - `_load_optimizer_and_scheduler`: a changed plan has other parameter groups.
@@ -14,9 +15,11 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.trainer import OPTIMIZER_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from transformers.utils import CONFIG_NAME
 
@@ -24,7 +27,7 @@ from hf_freeze.config import SaveConfig
 from hf_freeze.errors import PlanError
 from hf_freeze.plan.apply import apply_plan
 from hf_freeze.plan.wrappers import unwrap_model
-from hf_freeze.training import checkpoint
+from hf_freeze.training import checkpoint, manifest
 from hf_freeze.training.callbacks import AuditCallback
 from hf_freeze.training.pushing import PushingMixin
 from hf_freeze.training.record import forget_description, training_record, write_record
@@ -46,7 +49,7 @@ class CheckpointMixin(PushingMixin, SchedulingMixin):
     _save_section: SaveConfig
     _base_revision: str | None
     _blocks_path: str | None
-    _writes_checkpoint = False
+    _manifest: manifest.ManifestWriter | None = None  # While a checkpoint is written.
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *positional: Any, **keywords: Any) -> Any:
         """Trains as the Trainer does; True resumes from the newest complete checkpoint.
@@ -70,20 +73,20 @@ class CheckpointMixin(PushingMixin, SchedulingMixin):
 
     def _resumable(self, asked: str | bool) -> Path:
         if asked is True:
-            found = checkpoint.newest_complete(Path(str(self.args.output_dir)))
+            found = manifest.newest_complete(Path(str(self.args.output_dir)))
             if found is not None:
                 return found
             for folder in sorted(Path(str(self.args.output_dir)).glob(f"{PREFIX_CHECKPOINT_DIR}-*")):
                 checkpoint.refuse_pickled_weights(folder)
             raise PlanError(
                 f"resume_from_checkpoint: no complete checkpoint to resume from; got the folder "
-                f"{self.args.output_dir!r}. A complete checkpoint holds {checkpoint.MANIFEST_FILE}. "
+                f"{self.args.output_dir!r}. A complete checkpoint holds {manifest.MANIFEST_FILE}. "
                 "Train without resume_from_checkpoint, or name a checkpoint folder."
             )
         folder = Path(str(asked))
         checkpoint.refuse_pickled_weights(folder)
-        if (folder / checkpoint.STATE_FILE).exists() and not checkpoint.is_complete(folder):
-            newest = checkpoint.newest_complete(folder.parent)
+        if (folder / checkpoint.STATE_FILE).exists() and not manifest.is_complete(folder):
+            newest = manifest.newest_complete(folder.parent)
             raise PlanError(
                 f"resume_from_checkpoint: this checkpoint is not complete; got {str(asked)!r}. "
                 f"The newest complete one is {str(newest) if newest else 'none'}. Resume from that one."
@@ -111,17 +114,18 @@ class CheckpointMixin(PushingMixin, SchedulingMixin):
             shutil.rmtree(folder)  # What a killed save left behind.
         self.accelerator.wait_for_everyone()
         limit, self.args.save_total_limit = self.args.save_total_limit, None
-        self._writes_checkpoint = True
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            self._writes_checkpoint = False
-            self.args.save_total_limit = limit
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            if not self._checkpoints_are_small:
-                checkpoint.write_plan(self.base_plan, folder, {}, schedule=self._schedule_record)
-            checkpoint.write_manifest(folder)
+        with manifest.ManifestWriter(folder) as writer:
+            self._manifest = writer
+            try:
+                super()._save_checkpoint(model, trial)
+            finally:
+                self._manifest = None
+                self.args.save_total_limit = limit
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                if not self._checkpoints_are_small:
+                    checkpoint.write_plan(self.base_plan, folder, {}, schedule=self._schedule_record)
+                writer.write()
         self._push_complete_checkpoint(folder)
         if self.args.should_save:
             rotate_checkpoints(
@@ -133,7 +137,7 @@ class CheckpointMixin(PushingMixin, SchedulingMixin):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         folder = Path(str(output_dir if output_dir is not None else self.args.output_dir))
-        if not self._writes_checkpoint:
+        if self._manifest is None:
             self._save_final(folder, state_dict)
         elif not self._checkpoints_are_small:
             self._save_whole(folder, state_dict)
@@ -146,6 +150,21 @@ class CheckpointMixin(PushingMixin, SchedulingMixin):
                 union=self.union_plan,
                 schedule=self._schedule_record,
             )
+            self._manifest.add(folder / checkpoint.WEIGHTS_FILE)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self._manifest is None or not self._checkpoints_are_small:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        # PyTorch never compares the checksums that it writes, and the manifest has digests.
+        with_checksums = torch.serialization.get_crc32_options()
+        torch.serialization.set_crc32_options(False)
+        try:
+            super()._save_optimizer_and_scheduler(output_dir)
+        finally:
+            torch.serialization.set_crc32_options(with_checksums)
+        if self.args.should_save:
+            self._manifest.add(Path(output_dir) / OPTIMIZER_NAME)
 
     def _save_final(self, folder: Path, state_dict: dict[str, Any] | None) -> None:
         if not self.args.should_save:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_freeze.plan.audit import tensor_digest
-from hf_freeze.training import FreezeTrainer, checkpoint
+from hf_freeze.training import FreezeTrainer, manifest
 from tests.tiny import tiny_bert
 from tests.unit.training.runs import arguments, rows
 
@@ -88,20 +88,20 @@ def run_to_end(folder: Path, num_steps: int, *, resume: bool) -> list[dict[str, 
 
 def kill_while_saving(folder: Path, num_steps: int, draw: random.Random, seconds: float) -> dict[str, Any]:
     """Starts a process, kills it at a random moment of a save, and returns what it had done."""
-    newest = checkpoint.newest_complete(folder)
+    newest = manifest.newest_complete(folder)
     process, pipe = start(folder, num_steps, resume=newest is not None)
     saves, resumed, saving = draw.randint(1, STEPS_PER_KILL), None, 0
     for event in events_until_kill(pipe, process, saves, draw.uniform(0, seconds)):
         resumed, saving = event.get("resumed", resumed), event.get("saving", saving)
     os.waitpid(process, 0)
-    left = checkpoint.newest_complete(folder)
+    left = manifest.newest_complete(folder)
     cut = folder / f"checkpoint-{saving}"
     return {
         "newest": newest.name if newest is not None else None,
         "resumed": resumed,
         "saving": saving,
         "left": left.name if left is not None else None,
-        "cut": cut.is_dir() and not checkpoint.is_complete(cut),
+        "cut": cut.is_dir() and not manifest.is_complete(cut),
     }
 
 
@@ -122,7 +122,7 @@ def main(folder: Path, kills: int) -> None:
     whole = run_to_end(folder / "whole", num_steps, resume=False)
     seconds = sorted(event["seconds"] for event in whole if "saved" in event)[num_steps // 2]
     trials = [kill_while_saving(folder / "killed", num_steps, draw, seconds) for _ in range(kills)]
-    newest = checkpoint.newest_complete(folder / "killed")
+    newest = manifest.newest_complete(folder / "killed")
     rest = run_to_end(folder / "killed", num_steps, resume=newest is not None)
     resumed = next((event["resumed"] for event in rest if "resumed" in event), None)
     left = newest.name if newest is not None else None

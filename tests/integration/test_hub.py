@@ -11,7 +11,8 @@ import pytest
 
 from hf_freeze.errors import ShareError
 from hf_freeze.sharing.hub import push_run
-from hf_freeze.training.checkpoint import MANIFEST_FILE, STATE_FILE, WEIGHTS_FILE, is_complete
+from hf_freeze.training.checkpoint import STATE_FILE, WEIGHTS_FILE
+from hf_freeze.training.manifest import MANIFEST_FILE, is_complete
 from tests import hub_client, hub_server, tiny_run
 from tests.hub_server import READ_TOKEN, TOKEN, Hub, Repo
 

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, Trainer
 
 from hf_freeze.errors import PlanError
 from hf_freeze.plan.wrappers import named_parameters
-from hf_freeze.training import FreezeTrainer, checkpoint
+from hf_freeze.training import FreezeTrainer, checkpoint, manifest
 from tests.tiny import build, tiny_bert, tiny_gpt2
 from tests.unit.training.runs import arguments, assert_same, logged, rows, state
 
@@ -196,7 +196,7 @@ class TestChangedPlans:
         run(tmp_path, dropping_bert(), max_steps=1, **FROZEN)
         file = tmp_path / "checkpoint-1" / checkpoint.STATE_FILE
         file.write_text(json.dumps({**json.loads(file.read_text()), "format_version": 9}))
-        checkpoint.write_manifest(file.parent)
+        manifest.write_manifest(file.parent)
         message = (
             f"{file}: this checkpoint has another format; got version 9. This hf_freeze reads version 1. Resume with "
             "the release that wrote it."
@@ -208,10 +208,10 @@ class TestChangedPlans:
 class TestCompleteness:
     def test_resuming_takes_the_newest_complete_checkpoint(self, tmp_path: Path) -> None:
         run(tmp_path, dropping_bert(), max_steps=3, **FROZEN)
-        (tmp_path / "checkpoint-3" / checkpoint.MANIFEST_FILE).unlink()
-        assert checkpoint.newest_complete(tmp_path) == tmp_path / "checkpoint-2"
+        (tmp_path / "checkpoint-3" / manifest.MANIFEST_FILE).unlink()
+        assert manifest.newest_complete(tmp_path) == tmp_path / "checkpoint-2"
         assert run(tmp_path, dropping_bert(), resume=True, **FROZEN).state.global_step == 12
-        assert checkpoint.is_complete(tmp_path / "checkpoint-3")
+        assert manifest.is_complete(tmp_path / "checkpoint-3")
 
     @pytest.mark.parametrize("damage", ["truncated", "changed", "missing"])
     def test_a_damaged_file_makes_it_incomplete(self, tmp_path: Path, damage: str) -> None:
@@ -222,13 +222,13 @@ class TestCompleteness:
             file.unlink()
         else:
             file.write_bytes(content[:-8] if damage == "truncated" else content[:-1] + bytes([content[-1] ^ 1]))
-        assert not checkpoint.is_complete(file.parent)
-        assert checkpoint.newest_complete(tmp_path) == tmp_path / "checkpoint-1"
+        assert not manifest.is_complete(file.parent)
+        assert manifest.newest_complete(tmp_path) == tmp_path / "checkpoint-1"
 
     def test_an_incomplete_checkpoint_is_refused_by_name(self, tmp_path: Path) -> None:
         run(tmp_path, dropping_bert(), max_steps=2, **FROZEN)
         folder = tmp_path / "checkpoint-2"
-        (folder / checkpoint.MANIFEST_FILE).unlink()
+        (folder / manifest.MANIFEST_FILE).unlink()
         message = (
             f"resume_from_checkpoint: this checkpoint is not complete; got '{folder}'. The newest complete one is "
             f"{tmp_path}/checkpoint-1. Resume from that one."
@@ -247,7 +247,7 @@ class TestCompleteness:
     def test_rotation_keeps_the_limit(self, tmp_path: Path) -> None:
         run(tmp_path, dropping_bert(), max_steps=5, save_total_limit=2, **FROZEN)
         assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-5"]
-        assert all(checkpoint.is_complete(path) for path in tmp_path.glob("checkpoint-*"))
+        assert all(manifest.is_complete(path) for path in tmp_path.glob("checkpoint-*"))
 
 
 class TestForeignCheckpoints:
@@ -264,7 +264,7 @@ class TestForeignCheckpoints:
         folder = tmp_path / "checkpoint-1"
         weights = folder / checkpoint.WEIGHTS_FILE
         torch.save(safetensors.torch.load_file(weights), folder / "pytorch_model.bin")
-        for file in (weights, folder / checkpoint.STATE_FILE, folder / checkpoint.MANIFEST_FILE):
+        for file in (weights, folder / checkpoint.STATE_FILE, folder / manifest.MANIFEST_FILE):
             file.unlink()
         message = (
             f"{folder}: the weights of this checkpoint are pickled, and loading a pickle runs code from the file; got "
@@ -281,5 +281,5 @@ def test_a_leftover_folder_is_written_anew(tmp_path: Path) -> None:
     (leftover / "junk.bin").write_bytes(b"half")
     run(tmp_path, dropping_bert(), max_steps=1, **FROZEN)
     assert not (leftover / "junk.bin").exists()
-    assert checkpoint.is_complete(leftover)
+    assert manifest.is_complete(leftover)
     shutil.rmtree(leftover)

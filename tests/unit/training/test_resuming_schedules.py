@@ -14,7 +14,7 @@ import torch
 
 from hf_freeze.errors import PlanError
 from hf_freeze.schedules.timeline import read_timeline
-from hf_freeze.training.checkpoint import newest_complete
+from hf_freeze.training.manifest import newest_complete
 from tests.conftest import REPOSITORY
 from tests.unit.training.runs import assert_same, logged, state
 from tests.unit.training.scheduled import SCHEDULES, trainer_of

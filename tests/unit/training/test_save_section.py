@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from hf_freeze.errors import PlanError
 from hf_freeze.plan import freeze_model
-from hf_freeze.training import FreezeTrainer, checkpoint
+from hf_freeze.training import FreezeTrainer, checkpoint, manifest
 from tests.tiny import tiny_bert, tiny_gpt2
 from tests.unit.training.runs import arguments, assert_same, logged, rows, state
 from tests.unit.training.test_resuming import CASES, run, tiny_mixtral
@@ -62,7 +62,7 @@ class TestFullCheckpoints:
         ours, theirs = (
             {path.name for path in (tmp_path / name / "checkpoint-3").iterdir()} for name in ("ours", "theirs")
         )
-        assert ours - theirs == {checkpoint.STATE_FILE, checkpoint.MANIFEST_FILE}
+        assert ours - theirs == {checkpoint.STATE_FILE, manifest.MANIFEST_FILE}
         assert theirs - ours == {"training_args.bin"}  # a pickle, which nothing reads
         assert_same(
             *(
@@ -103,7 +103,7 @@ class TestFullCheckpoints:
         tensors = safetensors.torch.load_file(folder / "model.safetensors")
         del tensors["bert.encoder.layer.3.output.dense.bias"]
         safetensors.torch.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-        checkpoint.write_manifest(folder)
+        manifest.write_manifest(folder)
         with pytest.raises(PlanError) as caught:
             run_full(tmp_path, tiny_bert(), resume=str(folder), **FROZEN)
         assert str(caught.value) == (

@@ -21,7 +21,7 @@ from hf_freeze.plan.audit import check_gradients
 from hf_freeze.schedules import Choice, Moment, Schedule
 from hf_freeze.schedules.timeline import read_timeline
 from hf_freeze.training import FreezeTrainer
-from hf_freeze.training.checkpoint import is_complete
+from hf_freeze.training.manifest import is_complete
 from tests.tiny import tiny_bert, tiny_gpt2, tiny_t5
 from tests.unit.training.runs import arguments, logged, rows, values
 from tests.unit.training.scheduled import SCHEDULES, trainer_of
