@@ -49,6 +49,28 @@ def _decision(plan: FreezePlan, decision: Decision, treatments: dict[str, Treatm
     return dataclasses.replace(thawed, reason="the schedule thaws it") if thawed.trainable else thawed
 
 
+def with_trained(plan: FreezePlan, names: Collection[str]) -> FreezePlan:
+    """Returns the plan as if it trained some parameters, too: those that trained before it came into force.
+
+    Args:
+        plan: What trains.
+        names: Canonical names of parameters; those that the model has no longer are left out.
+    """
+    added = {decision.name: decision.role for decision in plan.decisions if not decision.trainable}
+    added = {name: role for name, role in added.items() if name in set(names)}
+    treatments: dict[str, Treatment] = {
+        role: "full" if treatment == "frozen" and role in added.values() else treatment
+        for role, treatment in plan.treatments.items()
+    }
+    decisions = tuple(
+        dataclasses.replace(decision, trainable=True, reason="it trained before")
+        if decision.name in added
+        else decision
+        for decision in plan.decisions
+    )
+    return dataclasses.replace(plan, treatments=treatments, decisions=decisions)
+
+
 def check_roles(plan: FreezePlan, roles: Collection[str]) -> None:
     """Checks that the model has the roles that a schedule names.
 

@@ -13,7 +13,7 @@ A small checkpoint holds, beside the Trainer's own state files:
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +42,10 @@ def write_state(
     digests: Mapping[str, str],
     *,
     union: FreezePlan | None = None,
+    trained: Collection[str] = (),
     schedule: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes the weights that can change and the freeze state.
+    """Writes the weights that can change or have changed, and the freeze state.
 
     Args:
         model: The model that carries the plan.
@@ -52,16 +53,17 @@ def write_state(
         folder: The checkpoint folder; it is made if it does not exist.
         digests: Digests of the frozen parameters by canonical name.
         union: The plan with all that may ever train, where a schedule changes what does.
+        trained: Canonical names of the parameters that have trained so far, under an earlier plan too.
         schedule: The schedule and where it stands, as plain data; None where there is none.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    saved = _kept(model, plan if union is None else union)
+    saved = _kept(model, plan if union is None else union, trained)
     names = {id(parameter): name for name, parameter in named_parameters(model)}
     written = {names[id(tensor)] for tensor in saved.values() if id(tensor) in names}
     tensors = {key: tensor.detach().contiguous() for key, tensor in saved.items()}
     safetensors.torch.save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     base_digests = {name: digest for name, digest in digests.items() if name not in written}
-    write_plan(plan, folder, base_digests, schedule=schedule)
+    write_plan(plan, folder, base_digests, trained=trained, schedule=schedule)
 
 
 def write_plan(
@@ -69,6 +71,7 @@ def write_plan(
     folder: Path,
     base_digests: Mapping[str, str],
     *,
+    trained: Collection[str] = (),
     schedule: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes the freeze state alone: sharded weights keep the format of their backend.
@@ -77,10 +80,11 @@ def write_plan(
         plan: What trains.
         folder: The checkpoint folder.
         base_digests: Digests of the frozen parameters that the checkpoint does not hold, by canonical name.
+        trained: Canonical names of the parameters that have trained so far, under an earlier plan too.
         schedule: The schedule and where it stands, as plain data; None where there is none.
     """
     state: dict[str, Any] = {"format_version": FORMAT_VERSION, "plan": plan_record(plan)}
-    state |= {"schedule": schedule, "base_digests": dict(base_digests)}
+    state |= {"trained": sorted(trained), "schedule": schedule, "base_digests": dict(base_digests)}
     (folder / STATE_FILE).write_text(json.dumps(state, indent=1))
 
 
@@ -156,6 +160,15 @@ def read_schedule(folder: Path | None) -> dict[str, Any] | None:
     return record
 
 
+def read_trained(folder: Path) -> frozenset[str]:
+    """Returns the canonical names of the parameters that had trained when a checkpoint was written; none if not ours.
+
+    Args:
+        folder: A checkpoint.
+    """
+    return frozenset(_read_state(folder)["trained"]) if (folder / STATE_FILE).exists() else frozenset()
+
+
 def read_state(model: nn.Module, plan: FreezePlan, folder: Path) -> None:
     """Loads the weights of a checkpoint into the model.
 
@@ -223,18 +236,18 @@ def refuse_pickled_weights(folder: Path) -> None:
         )
 
 
-def _kept(model: nn.Module, plan: FreezePlan) -> dict[str, torch.Tensor]:
+def _kept(model: nn.Module, plan: FreezePlan, trained: Collection[str]) -> dict[str, torch.Tensor]:
     """Returns the state of the model that no base model can give back, one entry per tensor.
 
-    These are the parameters that train, the buffers, and frozen parameters outside the base model: a fresh head that is
-    frozen exists nowhere else.
+    These are the parameters that train or have trained, the buffers, and frozen parameters outside the base model: a
+    fresh head that is frozen exists nowhere else.
     """
     fresh = {
         decision.name
         for decision in plan.decisions
         if decision.parameter.outside_base and not decision.parameter.output_embedding
     }
-    keep_names = {*plan.trainable_names, *fresh}
+    keep_names = {*plan.trainable_names, *trained, *fresh}
     keep = {id(parameter) for name, parameter in named_parameters(model) if name in keep_names}
     parameters = {id(parameter) for parameter in unwrap_model(model).parameters()}
     return {

@@ -124,7 +124,8 @@ class CheckpointMixin(PushingMixin, SchedulingMixin):
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 if not self._checkpoints_are_small:
-                    checkpoint.write_plan(self.base_plan, folder, {}, schedule=self._schedule_record)
+                    trained = self.trained_plan.trainable_names
+                    checkpoint.write_plan(self.base_plan, folder, {}, trained=trained, schedule=self._schedule_record)
                 writer.write()
         self._push_complete_checkpoint(folder)
         if self.args.should_save:
@@ -148,6 +149,7 @@ class CheckpointMixin(PushingMixin, SchedulingMixin):
                 folder,
                 self.audit.digests,
                 union=self.union_plan,
+                trained=self.trained_plan.trainable_names,
                 schedule=self._schedule_record,
             )
             self._manifest.add(folder / checkpoint.WEIGHTS_FILE)
@@ -176,9 +178,10 @@ class CheckpointMixin(PushingMixin, SchedulingMixin):
         if not isinstance(base, PreTrainedModel):
             self._save_whole(folder, state_dict)
             return
-        record = training_record(base, self.union_plan, revision=self._base_revision, blocks_path=self._blocks_path)
+        trained = self.trained_plan
+        record = training_record(base, trained, revision=self._base_revision, blocks_path=self._blocks_path)
         plain = inner if isinstance(inner, PreTrainedModel) and self._save_section.format == "delta" else None
-        if plain is not None and save_delta(plain, self.union_plan, folder, record=record, state_dict=state_dict):
+        if plain is not None and save_delta(plain, trained, folder, record=record, state_dict=state_dict):
             self._save_processor(folder)
             return
         self._save_whole(folder, state_dict)
@@ -192,7 +195,7 @@ class CheckpointMixin(PushingMixin, SchedulingMixin):
             (folder / "training_args.bin").unlink(missing_ok=True)
         elif self.args.should_save:
             folder.mkdir(parents=True, exist_ok=True)
-            save_adapted(inner, self.union_plan, folder, state_dict=state_dict)
+            save_adapted(inner, self.trained_plan, folder, state_dict=state_dict)
             self._save_processor(folder)
 
     def _save_processor(self, folder: Path) -> None:
@@ -200,11 +203,12 @@ class CheckpointMixin(PushingMixin, SchedulingMixin):
             self.processing_class.save_pretrained(str(folder))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        self._trained_before = checkpoint.read_trained(Path(resume_from_checkpoint))
         if not self._load_weights(Path(resume_from_checkpoint)):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self) -> None:
-        self.audit.release(self.union_plan.trainable_names)
+        self.audit.release({*self.union_plan.trainable_names, *self._trained_before})
         if not self._load_weights(Path(self.state.best_model_checkpoint or "")):
             super()._load_best_model()
         apply_plan(self.model, self.plan)  # PEFT freezes the adapters that it loads.

@@ -10,6 +10,7 @@ from transformers import Trainer
 from hf_freeze.config import ScheduleConfig
 from hf_freeze.plan.apply import apply_plan, plan_of
 from hf_freeze.plan.resolve import FreezePlan, FreezeState
+from hf_freeze.plan.states import plan_at, with_trained
 from hf_freeze.schedules import Transition
 from hf_freeze.training.controller import Controller
 from hf_freeze.training.scheduled import Scheduled, schedule_plan
@@ -28,6 +29,8 @@ class SchedulingMixin(_Base):
 
     scheduled: Scheduled | None = None
     _controller: Controller | None = None
+    # Canonical names of what had trained when the checkpoint was written that was resumed, under whatever plan.
+    _trained_before: frozenset[str] = frozenset()
 
     @property
     def plan(self) -> FreezePlan:
@@ -43,6 +46,17 @@ class SchedulingMixin(_Base):
     def union_plan(self) -> FreezePlan:
         """The plan with all that may ever train."""
         return self.plan if self.scheduled is None else self.scheduled.union
+
+    @property
+    def trained_plan(self) -> FreezePlan:
+        """The plan with all that has trained so far, before the checkpoint that was resumed and under a schedule."""
+        plan = self.plan
+        if self.scheduled is not None:
+            start = self.scheduled.start.treatments
+            thawed = {role for transition in self.timeline for role in transition.thawed}
+            held = {role for role, treatment in start.items() if treatment == "frozen"} - thawed
+            plan = plan_at(self.scheduled.base, held)
+        return with_trained(plan, self._trained_before)
 
     @property
     def freeze_state(self) -> FreezeState:

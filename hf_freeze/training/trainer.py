@@ -146,6 +146,7 @@ class FreezeMixin(WatchingMixin, CachingMixin, LoopMixin, CheckpointMixin):
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
         """Makes the model anew and freezes it: `train()` makes one on every call, free of any plan."""
+        self._trained_before = frozenset()
         return self._freeze(super().call_model_init(trial))
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:

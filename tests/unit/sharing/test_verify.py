@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -13,11 +14,12 @@ import torch
 from transformers import AutoModelForCausalLM, BertForSequenceClassification
 
 from hf_freeze.errors import ConfigError, PlanError
+from hf_freeze.sharing.loading import load_model
 from hf_freeze.sharing.verify import Verification, verify_model
 from hf_freeze.training import FreezeTrainer
 from tests.tiny import tiny_bert
-from tests.unit.sharing.trained import KINDS, Trained, tiny_mixtral, train, train_gpt2
-from tests.unit.training.runs import arguments
+from tests.unit.sharing.trained import KINDS, Trained, logits, tiny_mixtral, train, train_gpt2
+from tests.unit.training.runs import arguments, rows
 
 FROZEN_NAME = "bert.encoder.layer.1.output.dense.weight"
 
@@ -149,3 +151,57 @@ def test_weights_that_adapters_were_merged_into_count_as_trained(tmp_path: Path)
     assert found.holds
     moved = by_role(found)
     assert (moved["blocks[0]"], moved["blocks[1]"], moved["blocks[3]"]) == (0, 0, 1)
+
+
+SCHEDULED: dict[str, tuple[dict[str, Any], dict[str, bool]]] = {
+    # Two steps in an epoch: one block is thawed at the second epoch and one at the third; there is no fourth.
+    "gradual_unfreeze": (
+        {"schedule": {"type": "gradual_unfreeze", "warmup": 0}, "freeze": {"blocks": "all"}},
+        {"embeddings": False, "blocks[0]": False, "blocks[1]": False, "blocks[2]": True, "blocks[3]": True},
+    ),
+    # Blocks are frozen after they have trained; what the freeze section freezes never trains.
+    "progressive": (
+        {"schedule": {"type": "progressive", "t0": 0.3}, "freeze": {"blocks": {"first": 1}}},
+        {"embeddings": False, "blocks[0]": False, "blocks[1]": True, "blocks[2]": True, "blocks[3]": True},
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ["plain", "delta", "mixed"])
+@pytest.mark.parametrize("name", SCHEDULED)
+def test_under_a_schedule_only_what_never_trained_counts_as_frozen(tmp_path: Path, name: str, kind: str) -> None:
+    options, expected = SCHEDULED[name]
+    if kind == "mixed":
+        adapters = ({"peft_type": "LORA", "target_modules": ["query"], "r": 2, "blocks": {"last": 1}},)
+        options = {**options, "adapters": adapters}
+        # The base of the adapter never trains, and its block is none of those that are thawed.
+        expected = {**expected, "blocks[1]": True, "blocks[3]": False}
+    trained = train(tmp_path, kind, training={"max_steps": 6}, **{**options, "train_dataset": rows(8)})
+    found = verify_model(trained.folder)
+    assert found.holds
+    changes = {change.role: change for change in found.roles}
+    assert {role: changes[role].num_moved > 0 for role in expected} == expected
+    assert all(changes[role].num_trained == 16 * moved for role, moved in expected.items() if role != "blocks[3]")
+    assert torch.equal(logits(load_model(trained.folder)), logits(trained.model))
+
+
+def test_what_a_schedule_never_thawed_and_has_moved_is_found(tmp_path: Path) -> None:
+    options, _ = SCHEDULED["gradual_unfreeze"]
+    trained = train(tmp_path, "plain", training={"max_steps": 6}, **{**options, "train_dataset": rows(8)})
+    change_tensor(trained.folder, FROZEN_NAME, flip_a_bit)
+    assert verify_model(trained.folder).moved == (FROZEN_NAME,)
+
+
+@pytest.mark.parametrize("kind", ["plain", "mixed"])
+def test_what_trained_under_an_earlier_plan_is_saved_and_counts_as_trained(tmp_path: Path, kind: str) -> None:
+    lora = ({"peft_type": "LORA", "target_modules": ["query"], "r": 2, "blocks": {"last": 1}},)
+    saving = {"save_strategy": "steps", "save_steps": 2}
+    base = {"adapters": lora if kind == "mixed" else (), "allow_changed_plan": True}
+    train(tmp_path, kind, training=saving, **base, freeze={"blocks": {"first": 1}})
+    resumed = {"max_steps": 4, **saving, "resume_from_checkpoint": True}
+    trained = train(tmp_path, kind, training=resumed, **base, freeze={"blocks": {"first": 3}})
+    found = verify_model(trained.folder)
+    assert found.holds
+    moved = by_role(found)
+    assert [moved[role] for role in ("blocks[0]", "blocks[1]", "blocks[2]")] == [0, 16, 16]
+    assert torch.equal(logits(load_model(trained.folder)), logits(trained.model))

@@ -64,6 +64,7 @@ def train(
     auto_class: Any = AutoModelForSequenceClassification,
     labels: str = "classes",
     load: dict[str, Any] | None = None,
+    training: dict[str, Any] | None = None,
     **options: Any,
 ) -> Trained:
     """Trains a model from a base in a folder for two steps, and saves it.
@@ -75,6 +76,7 @@ def train(
         auto_class: What loads it.
         labels: As for `rows`.
         load: Further arguments of `from_pretrained`.
+        training: Further training arguments.
         **options: Further arguments of `FreezeTrainer`.
     """
     base, output = folder / "base", folder / "out"
@@ -82,15 +84,10 @@ def train(
     with torch.random.fork_rng():
         torch.manual_seed(7)
         model = auto_class.from_pretrained(base, **(load or {}))
-    args = arguments(output, max_steps=2, learning_rate=1e-2)
-    trainer = FreezeTrainer(
-        model,
-        args,
-        train_dataset=rows(labels=labels),
-        processing_class=tiny_tokenizer(["one two"]),
-        **{**KINDS[kind], **options},
-    )
-    trainer.train()
+    args = arguments(output, **{"max_steps": 2, "learning_rate": 1e-2, **(training or {})})
+    fixed = {"train_dataset": rows(labels=labels), "processing_class": tiny_tokenizer(["one two"])}
+    trainer = FreezeTrainer(model, args, **{**fixed, **KINDS[kind], **options})
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     trainer.save_model()
     return Trained(base, output, trainer.model.eval())
 

@@ -45,7 +45,8 @@ def run(folder: Path, model: PreTrainedModel, *, resume: str | bool | None = Non
     }
     labels = options.pop("labels", "classes")
     settings = {"max_steps": 12, "save_strategy": "steps", "save_steps": 1, **options}
-    trainer = FreezeTrainer(model, arguments(folder, **settings), train_dataset=rows(labels=labels), **keywords)
+    data = rows(labels=labels)
+    trainer = FreezeTrainer(model, arguments(folder, **settings), train_dataset=data, eval_dataset=data, **keywords)
     trainer.train(resume_from_checkpoint=resume)
     return trainer
 
@@ -171,6 +172,26 @@ class TestChangedPlans:
         assert all(torch.equal(after[name], saved[name]) for name in block)
         assert resumed.state.global_step == 12
         assert logged(resumed, "learning_rate")[-6:] == pytest.approx(logged(first, "learning_rate")[-6:])
+
+    def test_what_trained_under_an_earlier_plan_is_kept_by_later_checkpoints(self, tmp_path: Path) -> None:
+        run(tmp_path, dropping_bert(), max_steps=2, freeze={"blocks": {"first": 1}})
+        changed = {"freeze": {"blocks": {"first": 3}}, "allow_changed_plan": True}
+        whole = run(tmp_path, dropping_bert(), max_steps=6, resume=str(tmp_path / "checkpoint-2"), **changed)
+        resumed = run(tmp_path, dropping_bert(), max_steps=6, resume=str(tmp_path / "checkpoint-4"), **changed)
+        assert_same(state(resumed.model), state(whole.model))
+        assert set(resumed.trained_plan.frozen_names) < set(resumed.plan.frozen_names)
+        held = safetensors.torch.load_file(tmp_path / "checkpoint-6" / checkpoint.WEIGHTS_FILE)
+        layers = {name.split(".")[3] for name in held if ".layer." in name}
+        assert layers == {"1", "2", "3"}
+
+    def test_the_best_model_may_be_one_of_the_earlier_plan(self, tmp_path: Path) -> None:
+        best = {"eval_strategy": "steps", "eval_steps": 1, "load_best_model_at_end": True, "learning_rate": 5e-2}
+        first = run(tmp_path, dropping_bert(), max_steps=3, freeze={"blocks": {"first": 1}}, **best)
+        changed = {"freeze": {"blocks": {"first": 3}}, "allow_changed_plan": True}
+        worse = {**best, "learning_rate": 5.0}
+        last = run(tmp_path, dropping_bert(), max_steps=6, resume=str(tmp_path / "checkpoint-3"), **changed, **worse)
+        assert last.state.best_model_checkpoint == first.state.best_model_checkpoint
+        assert_same(state(last.model), state(first.model))
 
     def test_another_base_model_is_refused(self, tmp_path: Path) -> None:
         run(tmp_path, dropping_bert(), max_steps=2, **FROZEN)
