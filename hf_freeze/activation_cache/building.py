@@ -91,6 +91,7 @@ def build(outputs: PrefixOutputs, rows: Rows, *, description: str, show_progress
         tqdm(total=len(share), desc=description, unit=" rows", disable=not show_progress or rank > 0) as bar,
     ):
         _build(outputs, rows, share, bar)
+    outputs.store.close()  # Opened anew, the store looks at how large it is by now.
     outputs.stats.build_seconds += time.perf_counter() - start
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import lmdb
+import psutil
 
 from hf_freeze.activation_cache.descriptions import (
     FORMAT_VERSION,
@@ -315,14 +316,22 @@ def _open_checked(folder: Path) -> lmdb.Environment:
 
 
 def _open(folder: Path) -> lmdb.Environment:
-    map_size = INITIAL_MAP_SIZE
+    size, map_size = 0, INITIAL_MAP_SIZE
     with contextlib.suppress(FileNotFoundError):
-        while map_size < (folder / DATA).stat().st_size:
-            map_size *= 2
+        size = (folder / DATA).stat().st_size
+    while map_size < size:
+        map_size *= 2
     # Without `metasync` a commit waits for its pages to be on the disk, but not for the note that they are the newest:
     # a power failure may cost the last rows, not the file. It halves the price of a commit.
     environment = lmdb.open(
-        str(folder), map_size=map_size, mode=0o700, metasync=False, max_readers=_MAX_READERS, create=False
+        str(folder),
+        map_size=map_size,
+        mode=0o700,
+        metasync=False,
+        max_readers=_MAX_READERS,
+        create=False,
+        # What the system reads ahead for one row serves others, as long as memory can keep them.
+        readahead=size <= psutil.virtual_memory().total // 2,
     )
     environment.reader_check()
     return environment

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import stat
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import lmdb
+import psutil
 import pytest
 import torch
 
@@ -306,6 +309,24 @@ class TestDescription:
         assert description is not None
         assert description.format_version == 1
         assert caplog.messages == [f"activation_cache: {store.folder} has format 99 and is built anew."]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux says how a map is read ahead")
+def test_a_store_larger_than_memory_keeps_is_not_read_ahead(store: ActivationStore) -> None:
+    put(store, range(2))
+    assert not is_read_at_random(store)
+    store.close()
+    os.truncate(store.folder / "data.mdb", psutil.virtual_memory().total)  # with a hole: it takes no room on the disk
+    assert num_right(store, range(2)) == 2
+    assert is_read_at_random(store)
+
+
+def is_read_at_random(store: ActivationStore) -> bool:
+    """Says whether the system has been told not to read ahead in a store's map: the flag `rr` of `/proc/self/smaps`."""
+    _, _, after = Path("/proc/self/smaps").read_text().partition(str(store.folder / "data.mdb"))
+    flags = re.search(r"^VmFlags: (.*)$", after, re.MULTILINE)
+    assert flags is not None
+    return "rr" in flags[1].split()
 
 
 def test_a_store_that_cannot_be_read_misses_and_says_so_once(
