@@ -76,7 +76,7 @@ class Rows:
                 f"the rows of a {type(self.dataset).__name__} cannot be fetched twice, to see whether they stay the "
                 "same; a datasets.IterableDataset or a dataset with a length can"
             )
-        indices = self._spread(count) if self.has_length else range(len(self._first(count)))
+        indices = self.spread(count) if self.has_length else range(len(self._first(count)))
         if not indices:
             return None, "there are no rows"
         first, second = self.fetch(indices), self.fetch(indices)
@@ -92,7 +92,7 @@ class Rows:
         Args:
             count: How many rows to look at.
         """
-        indices = self._spread(count) if self.has_length else range(len(self._first(count)))
+        indices = self.spread(count) if self.has_length else range(len(self._first(count)))
         together = self.fetch(indices)[KEYS]
         # A stream gives its first rows only.
         alone = [self.fetch([index])[KEYS] for index in (indices if self.has_length else indices[:1])]
@@ -133,7 +133,7 @@ class Rows:
 
     def sample(self) -> Iterator[dict[str, Any]]:
         """Yields a sample of rows, evenly spread over the dataset, in batches of one: without padding between them."""
-        return self._batches([[index] for index in self._spread(_SAMPLE_SIZE)], num_workers=0)
+        return self._batches([[index] for index in self.spread(_SAMPLE_SIZE)], num_workers=0)
 
     def keyed(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Returns what of a batch the prefix reads.
@@ -148,8 +148,12 @@ class Rows:
         numbers = range(len(self))
         return list(numbers) if self.lengths is None else sorted(numbers, key=self.lengths.__getitem__)
 
-    def _spread(self, count: int) -> list[int]:
-        """Returns the numbers of up to `count` rows, from the shortest to the longest."""
+    def spread(self, count: int) -> list[int]:
+        """Returns the numbers of up to `count` rows, from the shortest to the longest.
+
+        Args:
+            count: How many.
+        """
         order = self.by_length()
         chosen = np.unique(np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int))
         return [order[int(place)] for place in chosen]

@@ -215,10 +215,46 @@ class RotatingOptions(ScheduleOptions):
     warmup: Warmup = Field(0, description=_WARMUP)
 
 
+_CEILING = "Largest depth, at least 1 and below the number of blocks; null: all blocks but the last."
+_CONTROL = "Control experiment: shuffled decides from the same numbers, shuffled among the blocks; null: none."
+
+
+class AutofreezeOptions(ScheduleOptions):
+    """Options of `autofreeze`."""
+
+    intervals: int = Field(20, ge=3, description="Number of equal parts of the run, a decision after each; at least 3.")
+    percentile: float = Field(
+        50.0, gt=0, le=100, description="Percentile of the changes, above 0 up to 100, below which blocks have settled."
+    )
+    min_progress: float = Field(0.2, ge=0, lt=1, description="Share of the run, from 0 to below 1, without freezing.")
+    blocks_per_decision: int = Field(2, ge=1, description="Number of blocks frozen at a time, at most; at least 1.")
+    ceiling: int | None = Field(None, ge=1, description=_CEILING)
+    control: Literal["shuffled"] | None = Field(None, description=_CONTROL)
+
+
+class PlasticityOptions(ScheduleOptions):
+    """Options of `plasticity`."""
+
+    measure: Literal["sp", "cka"] = Field(
+        "sp", description="How outputs are compared: sp, similarity-preserving loss; cka, centered kernel alignment."
+    )
+    every: int | None = Field(
+        None, ge=1, description="Number of steps between probes, at least 1; null: a fortieth of the run, at least 10."
+    )
+    threshold: float = Field(
+        0.2, gt=0, lt=1, description="Share of the maximum, above 0 and below 1, at which a block has settled."
+    )
+    min_progress: float = Field(0.15, ge=0, lt=1, description="Share of the run, from 0 to below 1, without freezing.")
+    ceiling: int | None = Field(None, ge=1, description=_CEILING)
+    control: Literal["shuffled"] | None = Field(None, description=_CONTROL)
+
+
 # The options of every schedule by its name; `register_schedule` adds to it.
 SCHEDULE_OPTIONS: dict[str, type[ScheduleOptions]] = {
+    "autofreeze": AutofreezeOptions,
     "gradual_unfreeze": GradualUnfreezeOptions,
     "phases": PhasesOptions,
+    "plasticity": PlasticityOptions,
     "plateau": PlateauOptions,
     "progressive": ProgressiveOptions,
     "rotating": RotatingOptions,

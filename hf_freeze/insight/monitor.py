@@ -26,10 +26,10 @@ from transformers import PreTrainedModel, TrainerControl, TrainerState, Training
 from hf_freeze.config import MonitorConfig, parse_section
 from hf_freeze.errors import PlanError
 from hf_freeze.insight.advice import DRIFT, GRADIENT, UPDATE, Record, advise
-from hf_freeze.insight.norms import Part, local, role_norms
 from hf_freeze.plan.apply import plan_of
 from hf_freeze.plan.resolve import FreezePlan
 from hf_freeze.plan.wrappers import named_parameters, unwrap_model
+from hf_freeze.training.norms import Part, local, role_norms
 from hf_freeze.training.watching import WatchingCallback, WatchingMixin
 
 logger = logging.getLogger(__name__)

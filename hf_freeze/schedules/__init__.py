@@ -1,9 +1,19 @@
 """When the freeze state changes: the schedules, and what one of your own derives from."""
 
 from hf_freeze.config.schedule import ScheduleOptions
-from hf_freeze.schedules import gradual_unfreeze, phases, plateau, progressive, rotating, static
+from hf_freeze.schedules import (
+    autofreeze,
+    gradual_unfreeze,
+    phases,
+    plasticity,
+    plateau,
+    progressive,
+    rotating,
+    static,
+)
 from hf_freeze.schedules.registry import make_schedule, register_schedule, schedule_names
 from hf_freeze.schedules.schedule import Choice, Course, Moment, RunLength, Schedule
+from hf_freeze.schedules.statistics import Statistics
 from hf_freeze.schedules.timeline import Transition
 
 __all__ = [
@@ -13,10 +23,13 @@ __all__ = [
     "RunLength",
     "Schedule",
     "ScheduleOptions",
+    "Statistics",
     "Transition",
+    "autofreeze",
     "gradual_unfreeze",
     "make_schedule",
     "phases",
+    "plasticity",
     "plateau",
     "progressive",
     "register_schedule",

@@ -1,7 +1,8 @@
 """What a schedule is: something that decides, before every step, which roles are frozen.
 
-A schedule decides from how far training is, from metrics where it asks for them, and from a state of its own. It never
-sees the model: freezing and thawing are done by the trainer, and so are the checks of what a schedule returns.
+A schedule decides from how far training is, from metrics and statistics where it asks for them, and from a state of its
+own. It never sees the model: freezing and thawing are done by the trainer, and so are the checks of what a schedule
+returns.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any, ClassVar
 
 from hf_freeze.config.freeze import FreezeConfig
 from hf_freeze.config.schedule import ScheduleOptions
+from hf_freeze.schedules.statistics import Statistics
 
 EMBEDDINGS = "embeddings"
 
@@ -69,6 +71,7 @@ class Moment:
         epoch: Epochs that are done, with their fraction.
         num_epochs: Epochs in all.
         metrics: What was evaluated since the step before, as it is logged; empty where nothing was.
+        statistics: What was gathered of the blocks, at moments that the schedule calls due.
     """
 
     step: int
@@ -76,6 +79,7 @@ class Moment:
     epoch: float
     num_epochs: float
     metrics: Mapping[str, float] = field(default_factory=dict)
+    statistics: Statistics = field(default_factory=Statistics)
 
     @property
     def progress(self) -> float:
@@ -155,6 +159,22 @@ class Schedule:
         """
         raise NotImplementedError(f"{type(self).__name__} has no method decide")
 
+    @property
+    def needs(self) -> frozenset[str]:
+        """The statistics to gather from now on: `gradients`, `drift` and `probe`, as `Statistics` explains them.
+
+        What is not in it is not gathered, and what was gathered for it is freed.
+        """
+        return frozenset()
+
+    def is_due(self, moment: Moment) -> bool:
+        """Returns whether the decision at this moment reads the statistics: every one, where it does not say otherwise.
+
+        Args:
+            moment: How far training is, without statistics.
+        """
+        return True
+
     def lr_factors(self, moment: Moment) -> Mapping[str, float]:
         """Returns the factor on the learning rate of each role for the next step; 1 for what is not in it.
 
@@ -164,7 +184,7 @@ class Schedule:
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns what a checkpoint has to keep, as plain data."""
+        """Returns what a checkpoint has to keep: plain data by name, or tensors by name."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

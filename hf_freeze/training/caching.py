@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import weakref
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import replace
 from typing import Any
 
@@ -215,6 +215,16 @@ class CachingMixin(SchedulingMixin):
         """
         with self._served(inputs):
             return super().prediction_step(model, inputs, *positional, **keywords)
+
+    def call_model(self, batch: Mapping[str, Any]) -> Any:
+        """Calls the model with a batch, behind the frozen prefix where it is cached, and returns its outputs.
+
+        Args:
+            batch: As the collator makes it, on any device.
+        """
+        inputs = dict(self._prepare_inputs(dict(batch)))
+        with self._served(inputs):
+            return self.model(**inputs)
 
     def _served(self, inputs: Any) -> contextlib.AbstractContextManager[Any]:
         keys = inputs.pop(KEYS, None) if isinstance(inputs, MutableMapping) else None

@@ -6,6 +6,7 @@ A small checkpoint holds, beside the Trainer's own state files:
   on load (Mixtral, Qwen3-MoE, GPT-NeoX) have other names on disk than in memory, so a file in the released format
   cannot simply be loaded into the model at hand.
 - `freeze_state.json`: the plan in force, and the digests of the frozen weights that are not in the file.
+- `freeze_schedule.safetensors`: what a schedule gathered, where it gathers anything.
 - `manifest.json` (`hf_freeze.training.manifest`): a checkpoint without a manifest that fits is incomplete, and is never
   resumed from.
 """
@@ -30,6 +31,7 @@ from hf_freeze.training.pretrained import load_base
 
 WEIGHTS_FILE = "freeze_weights.safetensors"
 STATE_FILE = "freeze_state.json"
+SCHEDULE_FILE = "freeze_schedule.safetensors"
 FORMAT_VERSION = 1
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _PICKLED_WEIGHTS = ("pytorch_model", "adapter_model")
@@ -167,6 +169,28 @@ def read_trained(folder: Path) -> frozenset[str]:
         folder: A checkpoint.
     """
     return frozenset(_read_state(folder)["trained"]) if (folder / STATE_FILE).exists() else frozenset()
+
+
+def write_schedule_tensors(tensors: Mapping[str, torch.Tensor], folder: Path) -> None:
+    """Writes what a schedule gathered, where there is anything.
+
+    Args:
+        tensors: By name.
+        folder: The checkpoint folder.
+    """
+    if tensors:
+        whole = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+        safetensors.torch.save_file(whole, folder / SCHEDULE_FILE)
+
+
+def read_schedule_tensors(folder: Path | None) -> dict[str, torch.Tensor]:
+    """Returns what a schedule had gathered; nothing where it had not.
+
+    Args:
+        folder: A checkpoint; None where training starts from the beginning.
+    """
+    file = None if folder is None else folder / SCHEDULE_FILE
+    return {} if file is None or not file.exists() else safetensors.torch.load_file(file)
 
 
 def read_state(model: nn.Module, plan: FreezePlan, folder: Path) -> None:

@@ -2,39 +2,48 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import logging
 import math
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
+import torch
 from tqdm.auto import tqdm
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
 
-from hf_freeze.errors import FreezeError, PlanError
+from hf_freeze.errors import FreezeError, PlanError, did_you_mean
 from hf_freeze.plan.apply import transition
 from hf_freeze.plan.resolve import FreezePlan
 from hf_freeze.plan.states import check_roles, plan_at
 from hf_freeze.schedules import Choice, Moment, RunLength, Transition
+from hf_freeze.schedules.statistics import DRIFT, GRADIENTS, STATISTICS
 from hf_freeze.schedules.timeline import append_to_timeline, write_timeline
-from hf_freeze.training.checkpoint import read_schedule
+from hf_freeze.training.checkpoint import read_schedule, read_schedule_tensors
 from hf_freeze.training.distributed import gathered, rebuild_reducer
+from hf_freeze.training.gathering import Gatherer
 from hf_freeze.training.manifest import newest_complete
 from hf_freeze.training.scheduled import Scheduled
+from hf_freeze.training.watching import WatchingCallback, WatchingMixin
 
 logger = logging.getLogger(__name__)
 
+Answer = TypeVar("Answer")
+
 # What a process brings where its schedule failed; a digest is never below 0.
 _FAILED = -1
+# Names of the tensors of the schedule, and of the sums of gradients, in a checkpoint.
+_OF_SCHEDULE, _OF_GRADIENTS = "schedule/", "gradients/"
 # What evaluation logs of the machine: it differs from run to run, and nothing may be decided from it.
 _OF_THE_MACHINE = ("_runtime", "_per_second", "_preparation_time", "epoch")
 
 
-class Controller(TrainerCallback):
+class Controller(WatchingCallback):
     """Keeps the freeze state where the schedule wants it.
 
     Attributes:
@@ -47,6 +56,7 @@ class Controller(TrainerCallback):
     def __init__(self, trainer: Any) -> None:
         # The trainer holds its callbacks: a cycle would keep it, and its dataloader workers, until a collection.
         self.trainer = weakref.proxy(trainer)
+        self._gatherer = Gatherer(trainer, self.scheduled.course.blocks)
         self._reset()
 
     @property
@@ -57,6 +67,7 @@ class Controller(TrainerCallback):
 
     def _reset(self) -> None:
         self.schedule = self.scheduled.new_schedule()
+        self._gatherer.free(frozenset({DRIFT}))
         self.timeline: list[Transition] = []
         self._frozen = self.schedule.start
         self._thawed_at: dict[str, int] = {}
@@ -78,7 +89,7 @@ class Controller(TrainerCallback):
             "frozen": sorted(self._frozen),
             "thawed_at": self._thawed_at,
             "metrics": self._metrics,
-            "state": self.schedule.state_dict(),
+            "state": {name: value for name, value in self.schedule.state_dict().items() if not _is_tensor(value)},
             "timeline": [transition.record() for transition in self.timeline],
         }
         try:
@@ -89,6 +100,13 @@ class Controller(TrainerCallback):
                 f"holds text, numbers, booleans, null, lists and mappings. Return these from state_dict. {self._kept()}"
             ) from error
         return record
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Returns what a checkpoint holds beside the record; all processes must call this."""
+        state = {
+            f"{_OF_SCHEDULE}{name}": value for name, value in self.schedule.state_dict().items() if _is_tensor(value)
+        }
+        return state | {f"{_OF_GRADIENTS}{name}": value for name, value in self._gatherer.tensors().items()}
 
     def begin(self, num_steps: int) -> None:
         """Takes the schedule to where training begins or goes on, and the model to the freeze state there.
@@ -106,7 +124,10 @@ class Controller(TrainerCallback):
         record = read_schedule(self.trainer.resumed_folder)
         if record is not None and (record["type"], record["options"]) == self._identity:
             self._take_up(record)
+        self._check_needs()
         self._carry_out(self._plan)
+        self._gatherer.load(_named(read_schedule_tensors(self.trainer.resumed_folder), _OF_GRADIENTS))
+        self._gatherer.free(self.schedule.needs | {DRIFT})
 
     @property
     def _identity(self) -> tuple[str, dict[str, Any]]:
@@ -118,7 +139,15 @@ class Controller(TrainerCallback):
         self._thawed_at = dict(record["thawed_at"])
         self._metrics = dict(record["metrics"])
         self.timeline = [Transition.from_record(entry) for entry in record["timeline"]]
-        self.schedule.load_state_dict(record["state"])
+        tensors = _named(read_schedule_tensors(self.trainer.resumed_folder), _OF_SCHEDULE)
+        self.schedule.load_state_dict({**record["state"], **tensors})
+
+    def _check_needs(self) -> None:
+        for name in sorted(self.schedule.needs - STATISTICS):
+            raise PlanError(
+                f"schedule: {self.scheduled.section.type} needs a statistic that is not gathered; got {name!r}. There "
+                f"are {', '.join(sorted(STATISTICS))}. Return some of these from needs.{did_you_mean(name, STATISTICS)}"
+            )
 
     @property
     def _plan(self) -> FreezePlan:
@@ -133,8 +162,34 @@ class Controller(TrainerCallback):
     ) -> None:
         """Has DDP reduce what trains first: it was wrapped around all that may ever train."""
         rebuild_reducer(self.trainer.model_wrapped)
+        if DRIFT in self.schedule.needs:
+            self._gatherer.keep_start(anew=state.global_step == 0)
         if state.is_world_process_zero:
             write_timeline(Path(str(args.output_dir)), self.timeline)
+
+    def on_weights_load(self, trainer: WatchingMixin) -> None:
+        """Keeps the weights that the resumed run started from, where they are not kept already.
+
+        Args:
+            trainer: The trainer.
+        """
+        if DRIFT in self.schedule.needs:
+            self._gatherer.keep_start(anew=False)
+
+    def on_gradients(self, trainer: WatchingMixin) -> None:
+        """Adds up the gradients of the step where the schedule needs them.
+
+        Args:
+            trainer: The trainer.
+        """
+        if GRADIENTS in self.schedule.needs:
+            self._gatherer.add_gradients()
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Frees what was gathered."""
+        self._gatherer.free(frozenset())
 
     def on_evaluate(
         self,
@@ -159,20 +214,33 @@ class Controller(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Asks the schedule, and changes the freeze state where it says so."""
+        needs = self.schedule.needs
         moment = Moment(
             state.global_step, state.max_steps, state.epoch or 0.0, state.num_train_epochs, dict(self._metrics)
         )
         self._metrics = {}
-        choice, factors = self._ask(moment)
+        choice, factors = self._ask(self._with_statistics(moment, train_dataloader))
         if choice is not None and choice.frozen != self._frozen:
             self._move(choice, moment, train_dataloader)
+        elif choice is not None and needs:
+            self.trainer.log(_logged(choice.numbers))
+        if needs:
+            self._gatherer.free(self.schedule.needs)
         self._factors = self._with_warmup(factors, moment)
 
     def _ask(self, moment: Moment) -> tuple[Choice | None, Mapping[str, float]]:
         """Returns what the schedule decided, once all processes are known to have decided alike."""
+        choice = self._guarded(lambda: self._checked(self.schedule.decide(moment)), moment)
+        factors = self._guarded(lambda: self._checked_factors(self.schedule.lr_factors(moment)), moment)
+        frozen = self._frozen if choice is None else choice.frozen
+        digest = hashlib.blake2b("\n".join(sorted(frozen)).encode(), digest_size=8).digest()
+        self._compare(int.from_bytes(digest, "little") >> 1, frozen, moment)
+        return choice, factors
+
+    def _guarded(self, asked: Callable[[], Answer], moment: Moment) -> Answer:
+        """Returns what the schedule answers, or lets the other processes know that it failed here."""
         try:
-            choice = self._checked(self.schedule.decide(moment))
-            factors = self._checked_factors(self.schedule.lr_factors(moment))
+            return asked()
         except FreezeError:
             self._gathered(_FAILED)
             raise
@@ -182,10 +250,30 @@ class Controller(TrainerCallback):
                 f"schedule: {self.scheduled.section.type} failed before step {moment.step + 1}; got "
                 f"{type(error).__name__}: {error}. Correct its decide and lr_factors. {self._kept()}"
             ) from error
-        frozen = self._frozen if choice is None else choice.frozen
-        digest = hashlib.blake2b("\n".join(sorted(frozen)).encode(), digest_size=8).digest()
-        self._compare(int.from_bytes(digest, "little") >> 1, frozen, moment)
-        return choice, factors
+
+    def _with_statistics(self, moment: Moment, train_dataloader: Any) -> Moment:
+        """Returns the moment with what was gathered, where the schedule calls it due in all processes."""
+        if not self.schedule.needs:
+            return moment
+        is_due = self._guarded(lambda: bool(self.schedule.is_due(moment)), moment)
+        tokens = self._gathered(int(is_due))
+        self._check_none_failed(tokens, moment)
+        if len(set(tokens)) > 1:
+            self._refuse(
+                f"calls a moment due that it does not call due in other processes; got {is_due} before step "
+                f"{moment.step + 1} in process {self.trainer.args.process_index}. is_due must follow from what is "
+                "equal everywhere: the moment, and its own state."
+            )
+        if not is_due:
+            return moment
+        return dataclasses.replace(moment, statistics=self._gatherer.read(self.schedule.needs, train_dataloader))
+
+    def _check_none_failed(self, tokens: list[int], moment: Moment) -> None:
+        if _FAILED in tokens:
+            self._refuse(
+                f"failed before step {moment.step + 1}; got an error in process {tokens.index(_FAILED)}. That process "
+                "says which."
+            )
 
     def _checked(self, choice: object) -> Choice | None:
         if choice is None:
@@ -216,11 +304,7 @@ class Controller(TrainerCallback):
 
     def _compare(self, token: int, frozen: frozenset[str], moment: Moment) -> None:
         tokens = self._gathered(token)
-        if _FAILED in tokens:
-            self._refuse(
-                f"failed before step {moment.step + 1}; got an error in process {tokens.index(_FAILED)}. That process "
-                "says which."
-            )
+        self._check_none_failed(tokens, moment)
         if len(set(tokens)) > 1:
             self._refuse(
                 f"decided otherwise in other processes before step {moment.step + 1}; got {sorted(frozen)} in process "
@@ -264,7 +348,7 @@ class Controller(TrainerCallback):
                 "freeze/depth": plan.depth,
                 "freeze/frozen_roles": len(plan.start.frozen),
                 "freeze/trainable_parameters": trained,
-                **{f"freeze/{name}": value for name, value in moved.numbers.items() if name != "depth"},
+                **_logged(moved.numbers),
             }
         )
 
@@ -296,3 +380,17 @@ class Controller(TrainerCallback):
         """Gives the learning rates back."""
         for group, rate in zip(kwargs["optimizer"].param_groups, self._rates, strict=False):
             group["lr"] = rate
+
+
+def _is_tensor(value: object) -> bool:
+    return isinstance(value, torch.Tensor)
+
+
+def _named(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    """Returns the tensors whose name begins so, without that."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _logged(numbers: Mapping[str, float]) -> dict[str, float]:
+    """Returns the numbers of a decision as they are logged; the depth is logged in any case."""
+    return {f"freeze/{name}": float(value) for name, value in numbers.items() if name != "depth"}

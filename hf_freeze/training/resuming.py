@@ -122,7 +122,9 @@ class CheckpointMixin(PushingMixin, SchedulingMixin):
                 self._manifest = None
                 self.args.save_total_limit = limit
             self.accelerator.wait_for_everyone()
+            gathered = {} if self._controller is None else self._controller.tensors()
             if self.args.should_save:
+                checkpoint.write_schedule_tensors(gathered, folder)
                 if not self._checkpoints_are_small:
                     trained = self.trained_plan.trainable_names
                     checkpoint.write_plan(self.base_plan, folder, {}, trained=trained, schedule=self._schedule_record)

@@ -21,6 +21,8 @@ pytestmark = pytest.mark.distributed
 
 HERE = "tests.distributed.scheduled_run"
 WORKER = Path(__file__).with_name("scheduled_run.py")
+AUTOFREEZE = {"type": "autofreeze", "intervals": 12, "blocks_per_decision": 1, "percentile": 70}
+PLASTICITY = {"type": "plasticity", "every": 2, "threshold": 0.9}
 RUNS = [
     ScheduledRun("progressive", {"type": "progressive"}, resumed_at=14),
     ScheduledRun("gradual", {"type": "gradual_unfreeze", "warmup": 3}, resumed_at=14),
@@ -29,6 +31,8 @@ RUNS = [
         "ddp_find_unused_parameters": True
     }),
     ScheduledRun("plateau", {"type": "plateau", "min_delta": 1.0, "warmup": 0}),
+    ScheduledRun("autofreeze", AUTOFREEZE, resumed_at=14, options={"gradient_accumulation_steps": 2}),
+    ScheduledRun("plasticity", PLASTICITY, caches=True, resumed_at=14),
     ScheduledRun("progressive, cached", {"type": "progressive"}, caches=True),
     ScheduledRun("gradual, cached", {"type": "gradual_unfreeze", "warmup": 3}, caches=True),
 ]  # fmt: skip
@@ -36,7 +40,11 @@ FAILING = [
     ScheduledRun("disagrees", {"type": f"{HERE}:Disagrees"}),
     ScheduledRun("fails in one", {"type": f"{HERE}:FailsInOne"}),
 ]
-SHARDED = [RUNS[0], RUNS[1]]
+SHARDED = [
+    *RUNS[:2],
+    ScheduledRun("autofreeze", AUTOFREEZE, resumed_at=14),
+    ScheduledRun("plasticity, cached", PLASTICITY, caches=True, resumed_at=14),
+]
 Records = dict[str, list[ScheduledRecord]]
 
 

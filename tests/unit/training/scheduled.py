@@ -20,6 +20,9 @@ PHASES = [
 SCHEDULES: dict[str, dict[str, Any]] = {
     "linear": {"type": "progressive"},
     "exponential": {"type": "progressive", "curve": "exponential"},
+    "autofreeze": {"type": "autofreeze", "intervals": 8, "percentile": 70},
+    "plasticity": {"type": "plasticity", "every": 2, "threshold": 0.9, "measure": "cka"},
+    "shuffled": {"type": "autofreeze", "intervals": 12, "blocks_per_decision": 1, "control": "shuffled"},
     "cubic": {"type": "progressive", "curve": "cubic", "t0": 0.3},
     "gradual_unfreeze": {"type": "gradual_unfreeze", "warmup": 4},
     "plateau": {"type": "plateau", "warmup": 3, "min_delta": 1.0},

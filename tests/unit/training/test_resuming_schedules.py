@@ -55,6 +55,7 @@ def test_resumed_equals_uninterrupted(killed: Path, tmp_path: Path, name: str) -
     assert read_timeline(killed / name) == read_timeline(tmp_path) == whole.timeline
     assert resumed.freeze_state == whole.freeze_state
     assert resumed._controller.record == whole._controller.record
+    assert_same(resumed._controller.tensors(), whole._controller.tensors())
     for key in ("loss", "grad_norm", "eval_loss", "freeze/depth", "learning_rate"):
         assert logged(resumed, key) == logged(whole, key)
     assert_same(state(resumed.model), state(whole.model))

@@ -1,4 +1,4 @@
-"""Euclidean norms per role, over the parameters of the role and the processes that share them."""
+"""Norms per role, over the parameters of the role and the processes that share them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def role_norms(parts: Iterable[Part]) -> dict[str, float]:
+def role_norms(parts: Iterable[Part], *, order: int = 2) -> dict[str, float]:
     """Returns the norm of everything that belongs to a role, for every role that occurs.
 
     Sums are taken in float32 or wider, whatever the tensors are. Where parameters are sharded, all processes must call
@@ -47,19 +47,21 @@ def role_norms(parts: Iterable[Part]) -> dict[str, float]:
 
     Args:
         parts: The parts; they are consumed one by one, so that what they are made of need not be held.
+        order: 1 for sums of absolute values, 2 for the Euclidean norm.
     """
     norms: dict[tuple[_Spread | None, torch.device], dict[str, list[torch.Tensor]]] = {}
     for role, parameter, values in parts:
         dtype = torch.promote_types(values.dtype, torch.float32)
-        norm = torch.linalg.vector_norm(values, dtype=dtype)
+        norm = torch.linalg.vector_norm(values, order, dtype=dtype)
         norms.setdefault((_spread(parameter), norm.device), {}).setdefault(role, []).append(norm)
     whole: dict[str, float] = {}
     for (spread, _), by_role in norms.items():
-        totals = torch.stack([torch.stack(found).norm() for found in by_role.values()])
+        totals = torch.stack([torch.linalg.vector_norm(torch.stack(found), order) for found in by_role.values()])
         if spread is not None:
-            totals = _summed(totals.double() ** 2, spread).sqrt()
+            totals = _summed(totals.double() ** order, spread) ** (1 / order)
         for role, total in zip(by_role, totals.tolist(), strict=True):
-            whole[role] = math.hypot(whole.get(role, 0.0), total)
+            before = whole.get(role, 0.0)
+            whole[role] = before + total if order == 1 else math.hypot(before, total)
     return whole
 
 
