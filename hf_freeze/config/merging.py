@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hf_freeze.config.problems import Key, KeyPath, dotted
-from hf_freeze.config.selection import SELECTORS
+from hf_freeze.config.selection import AUTO, SELECTORS
 from hf_freeze.config.yaml_source import Located
 from hf_freeze.errors import ConfigError
+
+# The keys that make a mapping one selection.
+_WHOLE = (*SELECTORS, AUTO)
 
 
 def merge(base: Located | None, over: Located, path: KeyPath = ()) -> Located:
@@ -23,9 +26,9 @@ def merge(base: Located | None, over: Located, path: KeyPath = ()) -> Located:
     """
     if base is None or not isinstance(base.value, dict) or not isinstance(over.value, dict):
         return over
-    if _selects(path[:-1]) or (_selects(path) and not base.value.keys().isdisjoint(SELECTORS)):
+    if _selects(path[:-1]) or (_selects(path) and not base.value.keys().isdisjoint(_WHOLE)):
         return over
-    if _selects(path) and not over.value.keys().isdisjoint(SELECTORS):
+    if _selects(path) and not over.value.keys().isdisjoint(_WHOLE):
         return over
     covered = {key: merge(base.value.get(key), value, (*path, key)) for key, value in over.value.items()}
     return Located({**base.value, **covered}, over.where)

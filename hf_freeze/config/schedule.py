@@ -90,6 +90,9 @@ def _section_of_roles(section: FreezeConfig) -> FreezeConfig:
         for key in ("always_train", "keep_dropout")
         if key in section.model_fields_set
     ]
+    if section.automatic is not None:
+        text = f"cannot be chosen in a phase; got {shown(section.automatic.spelling)}. Write which blocks are frozen."
+        found.append(Problem(("blocks",), text))
     if found:
         raise ProblemsFound(found)
     return section

@@ -13,6 +13,7 @@ SelectionKind = Literal["all", "first", "fraction", "indices", "last", "none"]
 
 _WORDS = ("all", "none")
 SELECTORS = ("first", "fraction", "indices", "last")
+AUTO = "auto"
 _SELECTIONS = "Selections: all, none, {first: n}, {last: n}, {fraction: f}, {indices: [i, ...]}."
 
 
@@ -71,6 +72,9 @@ def _selection(value: object) -> Selection:
         raise _problem(f"is not a selection; got {shown(value)}. {_SELECTIONS}")
     if not value:
         raise _problem(f"has no selector; got {{}}. {_SELECTIONS} Write one of them.")
+    if AUTO in value:
+        what = "It chooses from all blocks, for freeze.blocks as a whole. Write freeze.blocks: {auto: {by: ...}}."
+        raise _problem(f"cannot be chosen automatically here; got {shown(value[AUTO])}. {what}", AUTO)
     unknown = [unknown_key((key,), value[key], SELECTORS) for key in value if key not in SELECTORS]
     if unknown:
         raise ProblemsFound(unknown)
@@ -143,7 +147,8 @@ def read_blocks(value: object) -> Selection | dict[str, Selection]:
 
 def _names_stack(key: object, value: object) -> bool:
     # {frist: 8} is a misspelt selector and {encoder: {first: 8}} is a stack: what it holds tells them apart.
-    return isinstance(key, str) and isinstance(value, str | Mapping | Selection) and nearest(key, SELECTORS) is None
+    is_selection = isinstance(value, str | Mapping | Selection)
+    return isinstance(key, str) and is_selection and nearest(key, (*SELECTORS, AUTO)) is None
 
 
 def spell_blocks(blocks: Selection | Mapping[str, Selection]) -> Any:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
-from hf_freeze.config import AdapterConfig, FreezeConfig, parse_adapters
+from hf_freeze.config import AdapterConfig, FreezeConfig, parse_adapters, parse_section
+from hf_freeze.config.automatic import SnrSelection
 from hf_freeze.errors import PlanError
 from hf_freeze.plan.adapters import adapter_config, attach_adapters
 from hf_freeze.plan.apply import apply_plan, forget_plan, has_plan, plan_of
-from hf_freeze.plan.layout import find_layout
+from hf_freeze.plan.automatic import Chosen, check_automatic
+from hf_freeze.plan.layout import Layout, find_layout
 from hf_freeze.plan.resolve import FreezePlan, resolve_plan
+from hf_freeze.plan.snr import choose_by_snr
 
 
 def freeze_model(
@@ -31,7 +35,8 @@ def freeze_model(
 
     Args:
         model: A model of Transformers, of PEFT, or a plain module with an `nn.ModuleList` of blocks.
-        freeze: The `freeze` section: `{"blocks": {"first": 8}}`.
+        freeze: The `freeze` section: `{"blocks": {"first": 8}}`. Of the automatic selections, `snr` alone works here:
+            the others take training rows.
         adapters: Entries of one PEFT method: mappings with `peft_type`, or PEFT config objects.
         blocks_path: Path of the `nn.ModuleList` that holds the blocks, where it cannot be found by itself.
 
@@ -53,7 +58,8 @@ def freeze_model(
     entries = tuple(parse_adapters(adapters))
     constants = _constants(model)
     layout = find_layout(model, blocks_path=blocks_path, constants=constants)
-    plan = resolve_plan(layout, freeze, entries)
+    section, chosen = _decided(model, layout, freeze, entries)
+    plan = resolve_plan(layout, section, entries)
     if entries:
         if isinstance(model, PeftModel):
             raise PlanError(
@@ -62,9 +68,23 @@ def freeze_model(
                 "Pass the model without adapters, or leave adapters out."
             )
         model = attach_adapters(model, adapter_config(model, layout, entries))
-        plan = resolve_plan(find_layout(model, blocks_path=blocks_path, constants=constants), freeze, entries)
-    apply_plan(model, plan)
+        plan = resolve_plan(find_layout(model, blocks_path=blocks_path, constants=constants), section, entries)
+    apply_plan(model, replace(plan, chosen=chosen))
     return model
+
+
+def _decided(
+    model: nn.Module, layout: Layout, freeze: FreezeConfig | Mapping[str, object] | None, entries: Sequence[object]
+) -> tuple[FreezeConfig | None, Chosen | None]:
+    """Returns the section with its blocks chosen where the weights alone tell which."""
+    section = None if freeze is None else parse_section(FreezeConfig, freeze, key="freeze")
+    if section is None or section.automatic is None:
+        return section, None
+    check_automatic(section.automatic, entries)
+    if not isinstance(section.automatic, SnrSelection):
+        return section, None
+    chosen = choose_by_snr(model, layout, section, section.automatic)
+    return chosen.section, chosen
 
 
 def _constants(model: nn.Module) -> frozenset[str] | None:

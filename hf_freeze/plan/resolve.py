@@ -13,7 +13,9 @@ from fnmatch import fnmatchcase
 from typing import Literal
 
 from hf_freeze.config import AdapterConfig, FreezeConfig, Selection, parse_adapters, parse_section
+from hf_freeze.config.automatic import AutomaticSelection
 from hf_freeze.errors import PlanError, did_you_mean
+from hf_freeze.plan.automatic import Chosen
 from hf_freeze.plan.layout import Layout, Parameter
 from hf_freeze.plan.places import ROLE_EMBEDDINGS, ROLE_HEAD, Stack, block_role
 from hf_freeze.plan.selection import select_blocks
@@ -69,12 +71,14 @@ class FreezePlan:
         treatments: Role to treatment, in the order of the layout.
         decisions: One decision per distinct parameter, in the order of `named_parameters()`.
         keep_dropout: Whether frozen modules follow `model.train()` instead of staying in eval mode.
+        chosen: What was chosen before training, and why; None where the config says what is frozen.
     """
 
     layout: Layout
     treatments: Mapping[str, Treatment]
     decisions: tuple[Decision, ...]
     keep_dropout: bool = False
+    chosen: Chosen | None = None
 
     @property
     def trainable_names(self) -> tuple[str, ...]:
@@ -190,6 +194,23 @@ def resolve_plan(
     return FreezePlan(layout, treatments, decisions, keep_dropout=section is not None and section.keep_dropout)
 
 
+def decided_blocks(section: FreezeConfig) -> BlockSelection:
+    """Returns the blocks that a section freezes.
+
+    Args:
+        section: A section like `freeze`.
+
+    Raises:
+        PlanError: They are still to be chosen.
+    """
+    if isinstance(section.blocks, AutomaticSelection):
+        raise PlanError(
+            f"freeze.blocks: what is frozen is not chosen yet; got {section.blocks.spelling!r}. Going by "
+            f"{section.blocks.by} takes training rows, which FreezeTrainer has. Use it, or write which blocks."
+        )
+    return section.blocks
+
+
 def select_roles(layout: Layout, blocks: BlockSelection, *, key: str) -> tuple[str, ...]:
     """Returns the block roles that a selection names, in the order of the layout.
 
@@ -240,9 +261,7 @@ def _adapted_roles(layout: Layout, entries: Sequence[AdapterConfig]) -> frozense
 
 def _treatments(layout: Layout, freeze: FreezeConfig | None, adapted: frozenset[str]) -> dict[str, Treatment]:
     """Applies the table of defaults and the explicit keys of the section to the roles."""
-    blocks: BlockSelection = Selection("none", None)
-    if freeze is not None and freeze.blocks is not None:
-        blocks = freeze.blocks
+    blocks: BlockSelection = Selection("none") if freeze is None else decided_blocks(freeze)
     frozen = set(select_roles(layout, blocks, key="freeze.blocks"))
     rest: Treatment = "frozen" if freeze is None and adapted else "full"
     treatments: dict[str, Treatment] = {}

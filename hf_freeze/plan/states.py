@@ -9,7 +9,15 @@ from hf_freeze.config import FreezeConfig
 from hf_freeze.errors import PlanError, did_you_mean
 from hf_freeze.plan.layout import Layout
 from hf_freeze.plan.places import ROLE_EMBEDDINGS, ROLE_HEAD, block_role
-from hf_freeze.plan.resolve import Decision, FreezePlan, Treatment, check_trainable, decide, select_roles
+from hf_freeze.plan.resolve import (
+    Decision,
+    FreezePlan,
+    Treatment,
+    check_trainable,
+    decide,
+    decided_blocks,
+    select_roles,
+)
 
 
 def plan_at(plan: FreezePlan, frozen: Collection[str]) -> FreezePlan:
@@ -110,7 +118,7 @@ def frozen_by(plan: FreezePlan, section: FreezeConfig, *, key: str) -> frozenset
     Raises:
         PlanError: It names a stack or a block that does not exist.
     """
-    frozen = set(select_roles(plan.layout, section.blocks, key=f"{key}.blocks"))
+    frozen = set(select_roles(plan.layout, decided_blocks(section), key=f"{key}.blocks"))
     first = block_roles(plan.layout)[0]
     follows = section.embeddings == "auto" and (first in frozen or plan.treatments[first] == "adapter")
     if section.embeddings == "frozen" or (follows and plan.treatments[ROLE_EMBEDDINGS] != "adapter"):

@@ -29,11 +29,13 @@ from hf_freeze.config.schema import Adapters
 from hf_freeze.config.section import Section
 from hf_freeze.errors import ConfigError
 from hf_freeze.plan.apply import apply_plan, plan_of
+from hf_freeze.plan.automatic import check_automatic
 from hf_freeze.plan.layout import find_layout
 from hf_freeze.plan.optimizer import role_multipliers
 from hf_freeze.plan.prepare import freeze_model
 from hf_freeze.plan.resolve import FreezePlan
 from hf_freeze.plan.table import LayoutTable, PlanTable, layout_table, plan_table
+from hf_freeze.run.choosing import chosen_by_weights, undecided_note
 from hf_freeze.tasks import LoadedModel, PreparedData, Task, get_task
 from hf_freeze.training.scheduled import schedule_plan
 
@@ -63,6 +65,7 @@ class Prepared:
         data: The tokenised rows; None where no data is named, or where it cannot be read.
         tokenizer: The tokenizer; None where there are no rows.
         problem: Why the data cannot be read; None where it can or need not.
+        notes: What was chosen automatically, or that it is still to be chosen, a sentence each.
     """
 
     request: PlanRequest
@@ -72,6 +75,7 @@ class Prepared:
     data: PreparedData | None = None
     tokenizer: PreTrainedTokenizerBase | None = None
     problem: str | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def plan(self) -> FreezePlan:
@@ -98,8 +102,9 @@ def prepare(target: str, overrides: Iterable[str] = ()) -> Prepared:
         PlanError: The freeze or adapters section does not fit the model.
     """
     request, data, training, num_labels = request_for(target, overrides)
+    request, notes = _with_choice(request, num_labels=num_labels or 2)
     model = frozen_empty_model(request, num_labels=num_labels or 2)
-    made = Prepared(request, training, num_labels, model)
+    made = Prepared(request, training, num_labels, model, notes=notes)
     if data is None:
         return made
     try:
@@ -114,6 +119,19 @@ def prepare(target: str, overrides: Iterable[str] = ()) -> Prepared:
     except ConfigError as error:
         return replace(made, problem=str(error))
     return replace(made, data=rows, tokenizer=tokenizer)
+
+
+def _with_choice(request: PlanRequest, *, num_labels: int) -> tuple[PlanRequest, tuple[str, ...]]:
+    """Returns the sections with what the weights alone choose, and what there is to say about the choice."""
+    section = request.freeze
+    if section is None or section.automatic is None:
+        return request, ()
+    check_automatic(section.automatic, request.adapters)
+    empty = empty_model(request.model, num_labels=num_labels)
+    chosen = chosen_by_weights(empty, request.model, section)
+    if chosen is not None:
+        return request.model_copy(update={"freeze": chosen.section}), chosen.lines
+    return request.model_copy(update={"freeze": section.undecided}), (undecided_note(section.automatic),)
 
 
 def plan(target: str, overrides: Iterable[str] = ()) -> PlanTable:
@@ -140,6 +158,7 @@ def prepared_table(made: Prepared) -> PlanTable:
         made: The plan.
     """
     table = table_of(made.plan, made.request)
+    table = replace(table, notes=(*table.notes, *made.notes))
     if made.num_labels is None:
         table = replace(table, notes=(*table.notes, _TWO_LABELS))
     if made.plan.depth == 0:
@@ -263,8 +282,12 @@ def empty_plan(request: PlanRequest, *, num_labels: int) -> FreezePlan:
 def frozen_empty_model(request: PlanRequest, *, num_labels: int) -> nn.Module:
     """Makes the model of a plan without weights, as training starts: frozen and with its adapters."""
     model = empty_model(request.model, num_labels=num_labels)
-    frozen = freeze_model(model, request.freeze, request.adapters, blocks_path=request.model.blocks_path)
-    scheduled = schedule_plan(plan_of(frozen), request.schedule, request.freeze, seed=TrainingArguments.seed)
+    section = request.freeze
+    if section is not None and section.automatic is not None:
+        check_automatic(section.automatic, request.adapters)
+        section = section.undecided
+    frozen = freeze_model(model, section, request.adapters, blocks_path=request.model.blocks_path)
+    scheduled = schedule_plan(plan_of(frozen), request.schedule, section, seed=TrainingArguments.seed)
     if scheduled is not None:
         apply_plan(frozen, scheduled.start)
     return frozen

@@ -57,6 +57,14 @@ class CachingMixin(SchedulingMixin):
             self.data_collator = KeyCollator(self.data_collator, self.activation_cache.unkeyed)
             self.add_callback(CacheCallback(self))
 
+    def _restart_caching(self) -> None:
+        """Makes the cache anew for another plan."""
+        self.activation_cache.close()
+        if isinstance(self.data_collator, KeyCollator):
+            self.activation_cache = self._new_cache()
+        else:
+            self._start_caching()
+
     def _new_cache(self) -> ActivationCache:
         return ActivationCache(self.model_wrapped, self.plan, self._cache_section, label_names=self.label_names)
 

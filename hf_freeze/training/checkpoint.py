@@ -25,6 +25,7 @@ from transformers import PreTrainedModel
 
 from hf_freeze.errors import PlanError
 from hf_freeze.plan.audit import tensor_digest
+from hf_freeze.plan.automatic import Chosen
 from hf_freeze.plan.resolve import FreezePlan
 from hf_freeze.plan.wrappers import named_parameters, unwrap_model
 from hf_freeze.training.pretrained import load_base
@@ -103,14 +104,25 @@ def distinct_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def plan_record(plan: FreezePlan) -> dict[str, Any]:
-    """Returns the plan as plain data: its digest, and the treatment and trained parameters of every role.
+    """Returns the plan as plain data: its digest, what every role does, and what was chosen before training.
 
     Args:
         plan: What trains.
     """
     trained = plan.trainable_by_role()
     roles = {role: {"treatment": plan.treatments[role], "trains": list(trained[role])} for role in plan.treatments}
-    return {"digest": plan.digest, "keep_dropout": plan.keep_dropout, "roles": roles}
+    chosen = {} if plan.chosen is None else {"chosen": plan.chosen.record()}
+    return {"digest": plan.digest, "keep_dropout": plan.keep_dropout, "roles": roles, **chosen}
+
+
+def read_chosen(folder: Path) -> Chosen | None:
+    """Returns what was chosen before the training that a checkpoint is of, or None where nothing was.
+
+    Args:
+        folder: A checkpoint.
+    """
+    record = _read_state(folder)["plan"].get("chosen") if (folder / STATE_FILE).exists() else None
+    return None if record is None else Chosen.from_record(record)
 
 
 def same_plan(folder: Path, plan: FreezePlan, schedule: Mapping[str, Any] | None = None) -> bool:

@@ -28,11 +28,10 @@ from hf_freeze.config import (
 from hf_freeze.errors import PlanError
 from hf_freeze.plan.apply import apply_plan
 from hf_freeze.plan.optimizer import parameter_groups, role_multipliers
-from hf_freeze.plan.prepare import freeze_model
 from hf_freeze.plan.wrappers import reshard, unwrap_model
 from hf_freeze.training.backends import check_backend, shard_by_block
-from hf_freeze.training.caching import CachingMixin
 from hf_freeze.training.callbacks import AuditCallback, LearningRateCallback
+from hf_freeze.training.choosing import ChoosingMixin
 from hf_freeze.training.controller import Controller
 from hf_freeze.training.loop import LoopMixin
 from hf_freeze.training.loss import count_items, loss_responds, scale_loss
@@ -43,7 +42,7 @@ from hf_freeze.training.watching import WatchingMixin
 logger = logging.getLogger(__name__)
 
 
-class FreezeMixin(WatchingMixin, CachingMixin, LoopMixin, CheckpointMixin):
+class FreezeMixin(WatchingMixin, ChoosingMixin, LoopMixin, CheckpointMixin):
     """Adds a freeze plan to a `Trainer` class; list it first among the bases.
 
     Args:
@@ -86,7 +85,7 @@ class FreezeMixin(WatchingMixin, CachingMixin, LoopMixin, CheckpointMixin):
     ) -> None:
         self._schedule_section = parse_section(ScheduleConfig, schedule or {}, key="schedule")
         self._seed = TrainingArguments.seed if args is None else args.seed
-        self._freeze_section = freeze
+        self._freeze_section = None if freeze is None else parse_section(FreezeConfig, freeze, key="freeze")
         self._adapter_entries = tuple(parse_adapters(adapters))
         self._blocks_path = blocks_path
         self._multipliers = parse_section(LearningRateMultipliers, lr_multipliers or {}, key="lr_multipliers")
@@ -98,6 +97,7 @@ class FreezeMixin(WatchingMixin, CachingMixin, LoopMixin, CheckpointMixin):
         self._loss_responds: bool | None = None
         self._check_request(model, keywords)
         super().__init__(self._freeze(model) if model is not None else None, args, *positional, **keywords)
+        self._choose()
         check_backend(self.args, self.accelerator.state, self.plan, changes=self.scheduled is not None)
         check_saving(unwrap_model(self.model), self.union_plan, self._save_section)
         shard_by_block(self.accelerator.state, self.model, self.plan)
@@ -138,11 +138,6 @@ class FreezeMixin(WatchingMixin, CachingMixin, LoopMixin, CheckpointMixin):
                 f"{key}: an optimizer that is passed in has its own learning rates; got optimizers= beside "
                 f"{key}=. Leave one of them out."
             )
-
-    def _freeze(self, model: nn.Module) -> nn.Module:
-        frozen = freeze_model(model, self._freeze_section, self._adapter_entries, blocks_path=self._blocks_path)
-        self._follow(frozen, self._schedule_section, self._freeze_section, seed=self._seed)
-        return frozen
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
         """Makes the model anew and freezes it: `train()` makes one on every call, free of any plan."""

@@ -1,0 +1,67 @@
+"""What an automatic selection chose before training, and why: in sentences, and as plain data. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hf_freeze.config import FreezeConfig, parse_section
+from hf_freeze.config.automatic import AutomaticSelection
+from hf_freeze.errors import PlanError
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What was chosen.
+
+    Attributes:
+        asked: The choice as the config asks for it.
+        section: The `freeze` section that says the same without choosing.
+        why: What was chosen and why, a sentence each.
+        scores: The score of every block, by role: what it says depends on the rule.
+    """
+
+    asked: Mapping[str, Any]
+    section: FreezeConfig
+    why: tuple[str, ...]
+    scores: Mapping[str, float]
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """What was chosen and why, with the score of every block."""
+        scores = ", ".join(f"{role} {score:.3g}" for role, score in self.scores.items())
+        return (*self.why, f"Scores: {scores}.") if scores else self.why
+
+    def record(self) -> dict[str, Any]:
+        """Returns the choice as plain data."""
+        section = self.section.model_dump(exclude_defaults=True)
+        return {"asked": dict(self.asked), "section": section, "why": list(self.why), "scores": dict(self.scores)}
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Chosen:
+        """Returns the choice that `record` gave.
+
+        Args:
+            record: What it gave.
+        """
+        section = parse_section(FreezeConfig, record["section"], key="freeze")
+        return cls(record["asked"], section, tuple(record["why"]), record["scores"])
+
+
+def check_automatic(selection: AutomaticSelection, adapters: Sequence[object]) -> None:
+    """Refuses an automatic selection beside adapters.
+
+    Args:
+        selection: The selection.
+        adapters: The entries of the `adapters` section.
+
+    Raises:
+        PlanError: There are adapters.
+    """
+    if adapters:
+        raise PlanError(
+            f"freeze.blocks.auto: chooses what trains in full, which blocks with adapters do not; got "
+            f"{selection.by!r} beside {len(adapters)} {'entry' if len(adapters) == 1 else 'entries'} in adapters. "
+            "Say which blocks are frozen, or leave adapters out."
+        )
