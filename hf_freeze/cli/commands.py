@@ -223,7 +223,7 @@ def _print_result(result: RunResult) -> None:
     print_grid(console, grid)
     print_lines(
         console,
-        *result.costs,
+        *result.costs.sentences,
         *(f"Advice: {advice}" for advice in result.advice),
         f"The model is saved in {result.output_dir}. To load it:",
         "",

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterable
 from io import StringIO
 from typing import Any, Final
 
 from ruamel.yaml import YAML
 from ruamel.yaml.representer import SafeRepresenter
 
+from hf_freeze.config.freeze import FreezeConfig
 from hf_freeze.config.loading import parse_config
 from hf_freeze.config.options import as_plain
 from hf_freeze.config.problems import ProblemsFound
-from hf_freeze.config.schema import RunConfig
+from hf_freeze.config.schedule import ScheduleConfig
+from hf_freeze.config.schema import AdapterConfig, LearningRateMultipliers, RunConfig
 from hf_freeze.errors import ConfigError
 
 # Where configs may hold credentials: they are not written beside the model, which is made to be shared.
 SECRETS: Final = frozenset({"hub_token", "proxies", "storage_options", "token"})
-
-PLAN_SECTIONS: Final = ("freeze", "adapters", "schedule", "lr_multipliers")
 
 
 class _Representer(SafeRepresenter):
@@ -51,17 +53,42 @@ def to_yaml(config: RunConfig) -> str:
     return _dump(plain_sections(config))
 
 
-def plan_to_yaml(config: RunConfig) -> str:
-    """Returns the YAML of the sections that a plan follows from, the model left out.
+def plan_to_yaml(
+    *,
+    freeze: FreezeConfig | None,
+    adapters: Iterable[AdapterConfig],
+    schedule: ScheduleConfig,
+    lr_multipliers: LearningRateMultipliers,
+) -> str:
+    """Returns the YAML of the sections that a plan follows from, without the keys that have their default.
+
+    Options of adapters that are objects have no place in YAML, and are left out.
 
     Args:
-        config: The config.
-
-    Raises:
-        ConfigError: If the config holds objects, as one made in Python can.
+        freeze: The `freeze` section.
+        adapters: The `adapters` section.
+        schedule: The `schedule` section.
+        lr_multipliers: The `lr_multipliers` section.
     """
-    sections = plain_sections(config)
-    return _dump({name: sections[name] for name in PLAN_SECTIONS if name in sections} or {"freeze": {"blocks": "none"}})
+    sections: dict[str, Any] = {}
+    if freeze is not None:
+        sections["freeze"] = as_plain(freeze.model_dump(exclude_defaults=True))
+    entries = [_plain_entry(adapter) for adapter in adapters]
+    if entries:
+        sections["adapters"] = entries
+    if schedule.type != "static":
+        sections["schedule"] = as_plain(schedule.model_dump(exclude_defaults=True))
+    if lr_multipliers != LearningRateMultipliers():
+        sections["lr_multipliers"] = as_plain(lr_multipliers.model_dump(exclude_defaults=True))
+    return _dump(sections or {"freeze": {"blocks": "none"}})
+
+
+def _plain_entry(adapter: AdapterConfig) -> dict[str, Any]:
+    entry: dict[str, Any] = as_plain(adapter.model_dump(exclude_defaults=True, exclude=set(adapter.peft_options)))
+    for key, value in adapter.peft_options.items():
+        with contextlib.suppress(ProblemsFound):
+            entry[key] = as_plain(value)
+    return entry
 
 
 def _dump(plain: dict[str, Any]) -> str:

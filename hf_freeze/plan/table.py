@@ -111,7 +111,7 @@ def plan_table(plan: FreezePlan, factors: Mapping[str, float]) -> PlanTable:
         for role, treatment in plan.treatments.items()
     }
     rows = []
-    for roles, members in _ranges(plan.layout, facts):
+    for roles, members in role_ranges(plan.layout, facts):
         total, training, treatment, factor = facts[members[0]]
         rows.append(PlanRow(roles, total * len(members), training * len(members), treatment, factor))
     return PlanTable(plan.layout.model_class, tuple(rows), _backward(plan), _ended_prefix(plan))
@@ -128,7 +128,7 @@ def layout_table(layout: Layout) -> LayoutTable:
         totals[parameter.role] += parameter.numel
     paths = {block_role(stack.name, i): stack.path for stack in layout.stacks for i in range(stack.num_blocks)}
     rows = []
-    for roles, members in _ranges(layout, totals):
+    for roles, members in role_ranges(layout, totals):
         if members[0] in paths:
             modules: tuple[str, ...] = (f"{paths[members[0]]}{roles[roles.rindex('[') :]}",)
         else:
@@ -137,8 +137,13 @@ def layout_table(layout: Layout) -> LayoutTable:
     return LayoutTable(layout.model_class, tuple(rows), tuple(_peculiarities(layout)))
 
 
-def _ranges(layout: Layout, facts: Mapping[str, object]) -> Iterator[tuple[str, list[str]]]:
-    """Yields a name and the roles of every row: neighbouring blocks of a stack with equal facts share one."""
+def role_ranges(layout: Layout, facts: Mapping[str, object]) -> Iterator[tuple[str, list[str]]]:
+    """Yields a name and the roles of every row: neighbouring blocks of a stack with equal facts share one.
+
+    Args:
+        layout: Where the roles are.
+        facts: What is known of every role.
+    """
     yield ROLE_EMBEDDINGS, [ROLE_EMBEDDINGS]
     for stack in layout.stacks:
         yield from _block_ranges(stack, facts)

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from hf_freeze.config import RunConfig
-from hf_freeze.config.writing import plan_to_yaml
-from hf_freeze.plan.table import PlanTable
-from hf_freeze.sharing.card import CardFacts, Evaluation, shown_place
-
-_NO_METRICS = ("_runtime", "_per_second", "_preparation_time")
+from hf_freeze.training.card import CardFacts, Evaluation, shown_place
+from hf_freeze.training.describing import evaluations, with_prefix
 
 
 def card_facts(
     config: RunConfig,
-    table: PlanTable,
+    described: CardFacts,
     *,
-    num_steps: int,
     metrics: Mapping[str, float],
     history: Iterable[Mapping[str, Any]],
     splits: Mapping[str, str],
@@ -29,8 +26,7 @@ def card_facts(
 
     Args:
         config: The config of the run.
-        table: The plan, role by role.
-        num_steps: The number of steps that were made.
+        described: What the trainer tells.
         metrics: The metrics at the end, as `eval_...` and `test_...`.
         history: What was logged while training, evaluations with `eval_...` among it.
         splits: `validation` and `test`, each with its name in the dataset.
@@ -39,25 +35,21 @@ def card_facts(
     """
     ends = {"eval": splits.get("validation", "validation"), "test": splits.get("test", "test")}
     final = tuple(
-        Evaluation(split, num_steps, found)
+        Evaluation(split, described.num_steps, found)
         for prefix, split in ends.items()
-        if (found := _with_prefix(metrics, prefix))
+        if (found := with_prefix(metrics, prefix))
     )
-    folder = Path(str(config.training["output_dir"]))
-    return CardFacts(
-        name=folder.resolve().name,
+    while_training = (entry for entry in history if entry.get("step", 0) < described.num_steps)
+    return replace(
+        described,
         task=config.model.task,
         base=config.model.name_or_path,
-        dataset=str(config.data.load_dataset["path"]),
-        plan=plan_to_yaml(config),
-        table=table,
-        num_steps=num_steps,
+        datasets=(str(config.data.load_dataset["path"]),),
         final=final,
-        history=tuple(_evaluations(history, ends["eval"], before=num_steps)),
+        history=tuple(evaluations(while_training, ends["eval"])),
         costs=costs,
         loading=loading,
-        is_adapter=(folder / "adapter_config.json").exists(),
-        is_delta=(folder / "hf_freeze_delta.json").exists(),
+        has_tokenizer=True,
     )
 
 
@@ -73,18 +65,3 @@ def public_options(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _is_path(value: object) -> bool:
     return isinstance(value, str) and Path(value).is_absolute()
-
-
-def _evaluations(history: Iterable[Mapping[str, Any]], split: str, *, before: int) -> Iterator[Evaluation]:
-    """Yields the evaluations while training; the one after the last step stands among those at the end."""
-    for entry in history:
-        if (found := _with_prefix(entry, "eval")) and entry["step"] < before:
-            yield Evaluation(split, int(entry["step"]), found)
-
-
-def _with_prefix(metrics: Mapping[str, Any], prefix: str) -> dict[str, float]:
-    return {
-        name.removeprefix(f"{prefix}_"): float(value)
-        for name, value in metrics.items()
-        if name.startswith(f"{prefix}_") and not name.endswith(_NO_METRICS)
-    }

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import functools
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 import datasets
 import numpy as np
 import torch
 from transformers import set_seed
 
-from hf_freeze.activation_cache.outputs import CacheStats
 from hf_freeze.activation_cache.rows import token_lengths
 from hf_freeze.config import RunConfig
 from hf_freeze.config.writing import SECRETS
@@ -28,15 +24,14 @@ from hf_freeze.run.checking import report_on, rows_by_role
 from hf_freeze.run.output_folder import begin_run, check_other_run
 from hf_freeze.run.planning import empty_plan, num_labels_of, prepared_data, request_of, table_of, with_size
 from hf_freeze.run.publishing import card_facts, public_options
-from hf_freeze.sharing.card import CardFacts, shown_place, write_card
 from hf_freeze.tasks import PreparedData, get_task
 from hf_freeze.tasks.tokenizers import resolve_max_length
 from hf_freeze.training import FreezeTrainer
 from hf_freeze.training.arguments import check_evaluation, check_output_folder, refusal, training_arguments
+from hf_freeze.training.card import CardFacts, shown_place
+from hf_freeze.training.costs import RunCosts
 from hf_freeze.training.manifest import newest_complete
 from hf_freeze.training.reloading import loading_lines
-
-_GIB: Final = 1 << 30  # bytes
 
 
 @dataclass(frozen=True)
@@ -47,11 +42,7 @@ class RunResult:
         output_dir: The folder with the trained model.
         plan: What trained.
         metrics: `train_loss`, and the metrics of the validation and test rows as `eval_...` and `test_...`.
-        seconds: How long training took, in seconds, evaluation at its end not included.
-        peak_memory_bytes: The most memory that this process held, in bytes: of its GPU where there is one.
-        on_gpu: Whether the peak is of GPU memory.
-        cache: What the activation cache did, in this process; None where it was off.
-        cache_reason: Why it was off; None where it was on, where it was not asked for, or where nothing is frozen.
+        costs: What it took, in this process.
         advice: What the record of the run advises, in this process.
         loading_lines: Lines of Python that load the saved model and its tokenizer.
     """
@@ -59,29 +50,9 @@ class RunResult:
     output_dir: str
     plan: FreezePlan
     metrics: Mapping[str, float]
-    seconds: float
-    peak_memory_bytes: int
-    on_gpu: bool
-    cache: CacheStats | None
-    cache_reason: str | None
+    costs: RunCosts
     advice: tuple[str, ...]
     loading_lines: tuple[str, ...]
-
-    @property
-    def costs(self) -> tuple[str, ...]:
-        """What the run took, and what the activation cache did, a sentence each."""
-        memory = "GPU memory" if self.on_gpu else "memory of the process"
-        peak = f"Peak {memory}: {self.peak_memory_bytes / _GIB:.2f} GiB."
-        took = f"Training took {self.seconds:.1f} seconds. {peak}"
-        stats = self.cache
-        if stats is None:
-            return (
-                (took,) if self.cache_reason is None else (took, f"The activation cache was off: {self.cache_reason}.")
-            )
-        served = f"{stats.hits:,} rows were served and {stats.misses:,} were not there"
-        saved = f"about {max(0.0, stats.seconds_saved):.1f} seconds were saved"
-        built = f"{stats.num_bytes / 1e6:,.0f} MB, built in {stats.build_seconds:.1f} seconds"
-        return (took, f"Activation cache: {served}; {built}; {saved}.")
 
 
 class Run:
@@ -195,25 +166,19 @@ class Run:
         if self.data.test is not None:
             metrics.update(self.trainer.evaluate(self.data.test, metric_key_prefix="test"))
         self.trainer.save_model(_internal_call=True)  # Pushing is for later, when all is written.
-        cache = self.trainer.activation_cache
-        cache.close()
-        was_on = cache.is_on or cache.stats.hits + cache.stats.misses > 0  # A schedule may have ended the prefix.
+        self.trainer.activation_cache.close()
         folder = str(self.args.output_dir)
         result = RunResult(
             output_dir=folder,
             plan=self.trainer.plan,
             metrics={name: value for name, value in metrics.items() if tells_quality(name)},
-            seconds=seconds,
-            peak_memory_bytes=torch.cuda.max_memory_allocated() if on_gpu else _peak_process_memory(),
-            on_gpu=on_gpu,
-            cache=cache.stats if was_on else None,
-            cache_reason=cache.reason if self._has_something_to_cache and not was_on else None,
+            costs=self.trainer.costs(seconds),
             advice=() if self._monitor is None else tuple(self._monitor.advice),
             loading_lines=self._loading_lines(folder),
         )
-        self.trainer.write_card = functools.partial(write_card, facts=self._card_facts(result))
+        self.trainer.card_facts = self._card_facts(result)
         if self.args.should_save:
-            self.trainer.write_card(Path(folder))
+            self.trainer.create_model_card()
         return result
 
     def push(self) -> str | None:
@@ -233,18 +198,13 @@ class Run:
     def _card_facts(self, result: RunResult) -> CardFacts:
         return card_facts(
             self.config,
-            table_of(self.trainer.plan, request_of(self.config)),
-            num_steps=self.trainer.state.global_step,
+            self.trainer.describe(),
             metrics=result.metrics,
             history=self.trainer.state.log_history,
             splits=self.data.splits,
-            costs=result.costs,
+            costs=result.costs.sentences,
             loading=self._loading_lines(result.output_dir, is_public=True),
         )
-
-    @property
-    def _has_something_to_cache(self) -> bool:
-        return self.config.activation_cache.enabled is not False and bool(self.trainer.plan.frozen_names)
 
     def _loading_lines(self, folder: str, *, is_public: bool = False) -> tuple[str, ...]:
         section = self.config.model
@@ -289,14 +249,6 @@ def newest_checkpoint(config: RunConfig) -> str | None:
     """
     found = newest_complete(Path(str(config.training["output_dir"])))
     return None if found is None else str(found)
-
-
-def _peak_process_memory() -> int:
-    """Returns the most memory that this process has held so far, in bytes."""
-    import resource  # not on Windows
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB
 
 
 def tells_quality(metric: str) -> bool:

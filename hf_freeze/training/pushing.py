@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable
 from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,13 +38,7 @@ else:
 
 
 class PushingMixin(_Base):
-    """Pushes what loads.
-
-    Attributes:
-        write_card: Writes `README.md` into a folder before it is pushed; None for the Trainer's own card.
-    """
-
-    write_card: Callable[[Path], None] | None = None
+    """Pushes what loads."""
 
     hub_model_id: Any  # The Trainer declares that it is None.
     _uploads: HfApi
@@ -95,7 +88,7 @@ class PushingMixin(_Base):
             token: A token, where it is not `args.hub_token` or the one that huggingface_hub knows.
             revision: The branch, where it is not `args.hub_revision`.
             private: Whether a repo that is made is private.
-            keywords: As for the Trainer's `create_model_card`.
+            keywords: As for `create_model_card`.
 
         Returns:
             The address of the commit, or a future of it where it is not waited for; None in all but one process.
@@ -110,10 +103,7 @@ class PushingMixin(_Base):
         if not self.is_world_process_zero():
             return None
         repo_id, folder = str(self.hub_model_id), Path(str(self.args.output_dir))
-        if self.write_card is None:
-            self.create_model_card(**{"model_name": repo_id.rpartition("/")[2], **keywords})
-        else:
-            self.write_card(folder)
+        self.create_model_card(**{"model_name": repo_id.rpartition("/")[2], **keywords})
         self._finish_current_push()
         job = self._uploads.run_as_future(
             _push,

@@ -22,9 +22,10 @@ def loading_lines(
     base: str,
     options: Mapping[str, Any],
     has_fresh_parameters: bool,
+    has_tokenizer: bool = True,
     name: str | None = None,
 ) -> tuple[str, ...]:
-    """Returns lines that load a saved model as `model`, and its tokenizer as `tokenizer`.
+    """Returns lines that load a saved model as `model`, and its tokenizer as `tokenizer` where it has one.
 
     A folder with adapters names its base model, but knows neither its labels nor its dtype: both are in the lines.
 
@@ -35,23 +36,26 @@ def loading_lines(
         base: The base model: a folder or its name on the Hub.
         options: The further arguments of `from_pretrained` that the base model was loaded with.
         has_fresh_parameters: Whether parameters were made anew that the base model may hold in another shape.
+        has_tokenizer: Whether a tokenizer was saved beside it.
         name: The Python name that stands for the folder in the lines; None to write the folder out.
     """
     place = repr(folder) if name is None else name
     trusts = {"trust_remote_code": True} if options.get("trust_remote_code") else {}
-    tokenizer = _call("tokenizer", "AutoTokenizer", [place], trusts)
+    tokenizer = _call("tokenizer", "AutoTokenizer", [place], trusts) if has_tokenizer else ()
+    tokenizer_class = ", AutoTokenizer" if has_tokenizer else ""
     if Path(folder, DELTA_FILE).exists():
         load = "from hf_freeze import load_model"
-        return (load, "from transformers import AutoTokenizer", "", f"model = load_model({place})", *tokenizer)
-    imports = f"from transformers import {auto_class}, AutoTokenizer"
+        imports = ("from transformers import AutoTokenizer",) if has_tokenizer else ()
+        return (load, *imports, "", f"model = load_model({place})", *tokenizer)
+    imported = f"from transformers import {auto_class}{tokenizer_class}"
     if not Path(folder, CONFIG_NAME).exists():
-        return (imports, "", *_call("model", auto_class, [place], trusts), *tokenizer)
+        return (imported, "", *_call("model", auto_class, [place], trusts), *tokenizer)
     arguments = {**options, **_head(model), "dtype": str(model.dtype).removeprefix("torch.")}
     if has_fresh_parameters:
         arguments["ignore_mismatched_sizes"] = True
     return (
         "from peft import PeftModel",
-        imports,
+        imported,
         "",
         *_call("base", auto_class, [repr(base)], arguments),
         *_call("model", "PeftModel", ["base", place], {}),

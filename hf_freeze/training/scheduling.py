@@ -50,13 +50,17 @@ class SchedulingMixin(_Base):
     @property
     def trained_plan(self) -> FreezePlan:
         """The plan with all that has trained so far, before the checkpoint that was resumed and under a schedule."""
-        plan = self.plan
-        if self.scheduled is not None:
-            start = self.scheduled.start.treatments
-            thawed = {role for transition in self.timeline for role in transition.thawed}
-            held = {role for role, treatment in start.items() if treatment == "frozen"} - thawed
-            plan = plan_at(self.scheduled.base, held)
-        return with_trained(plan, self._trained_before)
+        return with_trained(self._trained_since, self._trained_before)
+
+    @property
+    def _trained_since(self) -> FreezePlan:
+        """The plan with all that has trained under it so far."""
+        if self.scheduled is None:
+            return self.plan
+        start = self.scheduled.start.treatments
+        thawed = {role for transition in self.timeline for role in transition.thawed}
+        held = {role for role, treatment in start.items() if treatment == "frozen"} - thawed
+        return plan_at(self.scheduled.base, held)
 
     @property
     def freeze_state(self) -> FreezeState:

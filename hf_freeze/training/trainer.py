@@ -33,6 +33,7 @@ from hf_freeze.training.backends import check_backend, shard_by_block
 from hf_freeze.training.callbacks import AuditCallback, LearningRateCallback
 from hf_freeze.training.choosing import ChoosingMixin
 from hf_freeze.training.controller import Controller
+from hf_freeze.training.describing import DescribingMixin
 from hf_freeze.training.loop import LoopMixin
 from hf_freeze.training.loss import count_items, loss_responds, scale_loss
 from hf_freeze.training.resuming import CheckpointMixin
@@ -42,7 +43,7 @@ from hf_freeze.training.watching import WatchingMixin
 logger = logging.getLogger(__name__)
 
 
-class FreezeMixin(WatchingMixin, ChoosingMixin, LoopMixin, CheckpointMixin):
+class FreezeMixin(WatchingMixin, DescribingMixin, ChoosingMixin, LoopMixin, CheckpointMixin):
     """Adds a freeze plan to a `Trainer` class; list it first among the bases.
 
     Args:

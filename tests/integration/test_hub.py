@@ -11,6 +11,7 @@ import pytest
 
 from hf_freeze.errors import ShareError
 from hf_freeze.sharing.hub import push_run
+from hf_freeze.training.card import TIMELINE_FILE
 from hf_freeze.training.checkpoint import STATE_FILE, WEIGHTS_FILE
 from hf_freeze.training.manifest import MANIFEST_FILE, is_complete
 from tests import hub_client, hub_server, tiny_run
@@ -73,11 +74,12 @@ def test_every_strategy_pushes_a_model_that_loads_in_a_fresh_cache(hub: Hub, mod
     assert hub.messages("reader/every", "trial") == [*progress, "End of training"]
     assert hub.repos["reader/end"].private
     assert not hub.repos["reader/every"].private
-    plain = {"README.md", "hf_freeze_plan.json", *contents(model)}
-    assert hub.files("reader/end").keys() == plain
-    assert all(
-        commit.files.keys() >= plain - {"README.md"} for commit in hub.repos["reader/every"].branches["trial"][1:]
-    )
+    plain, card = {"hf_freeze_plan.json", *contents(model)}, {"README.md", TIMELINE_FILE}
+    assert hub.files("reader/end").keys() == plain | card
+    assert all(commit.files.keys() >= plain for commit in hub.repos["reader/every"].branches["trial"][1:])
+    text = hub.files("reader/adapters")["README.md"].decode()
+    assert "\n# adapters\n\n`tiny` fine-tuned for text-classification with hf_freeze: " in text
+    assert '\nrepo = "reader/adapters"  # this folder, or its repo on the Hub\n' in text
     small = {MANIFEST_FILE, STATE_FILE, WEIGHTS_FILE, "optimizer.pt", "rng_state.pth", "scheduler.pt"}
     for repo, checkpoints in (("adapters", ["last-checkpoint"]), ("all", ["checkpoint-1", "checkpoint-2"])):
         there = {name for name in hub.files(f"reader/{repo}") if "/" in name}

@@ -51,9 +51,9 @@ def test_a_run_follows_its_plan_and_reports_what_it_did(make: Callable[..., RunC
     assert result.output_dir == str(tmp_path / "out")
     measured = ["loss", "accuracy", "f1"]
     assert [*result.metrics] == ["train_loss", *(f"{split}_{name}" for split in ("eval", "test") for name in measured)]
-    assert result.seconds > 0
-    assert result.peak_memory_bytes > 1 << 26
-    assert not result.on_gpu
+    assert result.costs.seconds > 0
+    assert result.costs.peak_memory_bytes > 1 << 26
+    assert not result.costs.on_gpu
 
 
 def test_without_further_splits_only_the_training_loss_is_reported(model: Path, tmp_path: Path) -> None:

@@ -12,11 +12,12 @@ from typing import Final
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from hf_freeze.plan.table import PlanTable
-from hf_freeze.sharing.timeline import Span, draw_timeline
+from hf_freeze.training.picture import Span, draw_timeline
 
 CARD_FILE: Final = "README.md"
 TIMELINE_FILE: Final = "freeze_timeline.svg"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_UNKNOWN_TASK: Final = "other"  # A result needs a task.
 _VERSIONS: Final = ("hf-freeze", "transformers", "peft", "accelerate", "datasets", "torch")
 
 
@@ -40,34 +41,50 @@ class CardFacts:
     """What a card tells; places on the machine that trained are left out of it.
 
     Attributes:
-        name: The name of the run.
-        task: The task, which is also the tag of its pipeline.
-        base: The base model: its name on the Hub, or the path of a folder.
-        dataset: The dataset: its name on the Hub, the path of a folder, or the name of a kind of file.
+        name: What the card calls the model.
+        folder: The name of the folder of the run.
+        task: The task, which is also the tag of its pipeline; None where it is not known.
+        base: The base model: its name on the Hub, or the path of a folder; empty where there was none.
+        datasets: Each dataset: its name on the Hub, the path of a folder, or the name of a kind of file.
         plan: The sections of the config that the plan follows from, as YAML.
-        table: The plan, role by role.
+        table: The plan with all that has trained, role by role.
+        spans: What every role did for how many of the steps.
+        changes: The changes of freeze state, a line each.
         num_steps: The number of steps.
         final: The metrics at the end, an evaluation for each split.
         history: The evaluations while training.
         costs: What it took, a sentence each.
-        loading: Lines of Python that load the model and its tokenizer from `repo`.
+        loading: Lines of Python that load the model from `repo`, and its tokenizer where there is one.
+        has_tokenizer: Whether the lines load a tokenizer.
         is_adapter: Whether the folder holds adapters on a base model.
         is_delta: Whether the folder holds what was trained only, so that hf_freeze has to load it.
+        dataset_config: The name of the configuration of the datasets.
+        language: The language of the model.
+        license: The licence of the model.
+        tags: Further tags.
     """
 
     name: str
-    task: str
+    folder: str
+    task: str | None
     base: str
-    dataset: str
+    datasets: tuple[str, ...]
     plan: str
     table: PlanTable
+    spans: tuple[Span, ...]
+    changes: tuple[str, ...]
     num_steps: int
     final: tuple[Evaluation, ...]
     history: tuple[Evaluation, ...]
     costs: tuple[str, ...]
     loading: tuple[str, ...]
+    has_tokenizer: bool = True
     is_adapter: bool = False
     is_delta: bool = False
+    dataset_config: str | None = None
+    language: str | None = None
+    license: str | None = None
+    tags: tuple[str, ...] = ()
 
 
 def write_card(folder: Path, facts: CardFacts) -> None:
@@ -77,8 +94,7 @@ def write_card(folder: Path, facts: CardFacts) -> None:
         folder: The folder of the run.
         facts: What the card tells.
     """
-    spans = [Span(row.roles, row.treatment, 0, facts.num_steps) for row in facts.table.rows]
-    (folder / TIMELINE_FILE).write_text(draw_timeline(spans, num_steps=facts.num_steps))
+    (folder / TIMELINE_FILE).write_text(draw_timeline(facts.spans, num_steps=facts.num_steps))
     ModelCard(f"---\n{_metadata(facts).to_yaml()}\n---\n\n{_body(facts)}").save(folder / CARD_FILE)
 
 
@@ -105,57 +121,70 @@ def is_hub_id(name_or_path: str) -> bool:
 def _metadata(facts: CardFacts) -> ModelCardData:
     library = "hf_freeze" if facts.is_delta else "peft" if facts.is_adapter else "transformers"
     metrics = sorted({name for evaluation in facts.final for name in evaluation.metrics} - {"loss"})
+    dataset = facts.datasets[0] if facts.datasets else None
     results = [
         EvalResult(
-            task_type=facts.task,
-            dataset_type=facts.dataset if is_hub_id(facts.dataset) else shown_place(facts.dataset),
-            dataset_name=shown_place(facts.dataset),
+            task_type=facts.task or _UNKNOWN_TASK,
+            dataset_type=dataset if is_hub_id(dataset) else shown_place(dataset),
+            dataset_name=shown_place(dataset),
+            dataset_config=facts.dataset_config,
             dataset_split=evaluation.split,
             metric_type=name,
             metric_value=round(value, 6),
         )
         for evaluation in facts.final
         for name, value in evaluation.metrics.items()
+        if dataset is not None  # The Hub takes no result without a dataset.
     ]
+    method = ["lora"] if "peft_type: LORA" in facts.plan else []
     return ModelCardData(
         model_name=facts.name,
+        language=facts.language,
+        license=facts.license,
         library_name=library,
         pipeline_tag=facts.task,
         base_model=facts.base if is_hub_id(facts.base) else None,
-        datasets=[facts.dataset] if is_hub_id(facts.dataset) else None,
+        datasets=[name for name in facts.datasets if is_hub_id(name)] or None,
         metrics=metrics or None,
         eval_results=results or None,
-        tags=["hf_freeze", "frozen-blocks", *(["lora"] if "peft_type: LORA" in facts.plan else [])],
+        tags=list(dict.fromkeys(("hf_freeze", "frozen-blocks", *method, *facts.tags))),
     )
 
 
 def _body(facts: CardFacts) -> str:
-    share = facts.table.num_trainable / facts.table.num_parameters
-    counts = f"{facts.table.num_trainable:,} of {facts.table.num_parameters:,} parameters ({share:.2%})"
-    base, dataset = shown_place(facts.base), shown_place(facts.dataset)
-    trained = f"`{base}` fine-tuned for {facts.task} on `{dataset}` with hf_freeze: {counts} trained."
     sections = [
-        f"# {facts.name}\n\n{trained} {facts.table.backward}",
+        f"# {facts.name}\n\n{_summary(facts)}",
         f"## Load it\n\n{_loading(facts)}",
         f"## Results\n\n{_results(facts)}",
         f"## Plan\n\n```yaml\n{facts.plan.strip()}\n```\n\n{_roles(facts.table)}",
         f"## Freeze timeline\n\n![What each role did, step by step]({TIMELINE_FILE})",
+        *(["\n".join(f"- {change}" for change in facts.changes)] if facts.changes else []),
         "## Cost\n\n" + "\n".join(f"- {cost}" for cost in facts.costs),
         "## Versions\n\n" + "\n".join(f"- {name} {version(name)}" for name in _VERSIONS),
     ]
     return "\n\n".join(sections) + "\n"
 
 
+def _summary(facts: CardFacts) -> str:
+    share = facts.table.num_trainable / facts.table.num_parameters
+    counts = f"{facts.table.num_trainable:,} of {facts.table.num_parameters:,} parameters ({share:.2%})"
+    what = f"`{shown_place(facts.base)}` fine-tuned" if facts.base else f"A {facts.table.model_class} trained"
+    task = f" for {facts.task}" if facts.task else ""
+    data = f" on {', '.join(f'`{shown_place(dataset)}`' for dataset in facts.datasets)}" if facts.datasets else ""
+    return f"{what}{task}{data} with hf_freeze: {counts} trained. {facts.table.backward}"
+
+
 def _loading(facts: CardFacts) -> str:
-    repo = f'repo = "{facts.name}"  # this folder, or its repo on the Hub'
+    repo = f'repo = "{facts.folder}"  # this folder, or its repo on the Hub'
     parts = []
-    if not facts.is_delta:
+    if facts.loading and not facts.is_delta:
         library = "PEFT" if facts.is_adapter else "Transformers"
         parts.append(f"With {library} alone:\n\n{_python(repo, *facts.loading)}")
-        pipeline = f'classify = pipeline("{facts.task}", model=model, tokenizer=tokenizer)'
-        call = 'print(classify("A warm, funny and moving film."))'
-        parts.append(f"Then, as a pipeline:\n\n{_python('from transformers import pipeline', '', pipeline, call)}")
-    has_base = facts.is_adapter or facts.is_delta
+        if facts.task == "text-classification" and facts.has_tokenizer:
+            pipeline = f'classify = pipeline("{facts.task}", model=model, tokenizer=tokenizer)'
+            call = 'print(classify("A warm, funny and moving film."))'
+            parts.append(f"Then, as a pipeline:\n\n{_python('from transformers import pipeline', '', pipeline, call)}")
+    has_base = (facts.is_adapter or facts.is_delta) and facts.base
     base = f', base="{shown_place(facts.base)}"' if has_base and not is_hub_id(facts.base) else ""
     load = ("from hf_freeze import load_model", "", repo, f"model = load_model(repo{base})")
     return "\n\n".join([*parts, f"With hf_freeze, in one call:\n\n{_python(*load)}"])

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Final
+
+from hf_freeze.plan.resolve import FreezePlan
+from hf_freeze.plan.table import role_ranges
+from hf_freeze.schedules import Transition
 
 _COLOURS: Final = {"frozen": "#9db8d2", "adapter": "#f2b84b", "full": "#d9603b"}
 _ROW, _LABEL, _WIDTH, _LEGEND = 24, 150, 560, 34  # pixels
@@ -26,6 +31,31 @@ class Span:
     treatment: str
     first: int
     last: int
+
+
+def freeze_spans(
+    plan: FreezePlan, frozen: Collection[str], timeline: Sequence[Transition], *, num_steps: int
+) -> tuple[Span, ...]:
+    """Returns what every role did, neighbouring blocks that did the same in one row.
+
+    Args:
+        plan: The plan with all that has trained.
+        frozen: The roles that were frozen when training began.
+        timeline: What changed then, in order.
+        num_steps: The number of steps.
+    """
+    told = [(transition.step, transition.froze, transition.thawed) for transition in timeline]
+    courses: dict[str, tuple[tuple[bool, int], ...]] = {}
+    for role in plan.treatments:
+        changes = [(role in frozen, 0)]
+        changes += [(role in froze, step) for step, froze, thawed in told if role in froze or role in thawed]
+        courses[role] = tuple(changes)
+    spans = []
+    for name, members in role_ranges(plan.layout, {role: (courses[role], plan.treatments[role]) for role in courses}):
+        course, treatment = courses[members[0]], plan.treatments[members[0]]
+        for (is_frozen, first), (_, last) in itertools.pairwise([*course, (False, num_steps)]):
+            spans.append(Span(name, "frozen" if is_frozen else treatment, first, last))
+    return tuple(spans)
 
 
 def draw_timeline(spans: Sequence[Span], *, num_steps: int) -> str:
