@@ -80,7 +80,8 @@ def choose_by_snr(model: nn.Module, layout: Layout, section: FreezeConfig, selec
     named = {leaf for path in chosen for leaf in _parameters_of(layout, path)}
     globs = tuple(p.name for p in layout.parameters if p.name in named)
     made = section.model_copy(update={"blocks": Selection("all"), "always_train": (*section.always_train, *globs)})
-    return Chosen(selection.spelling, made, _sentences(groups, chosen, selection), _block_scores(groups))
+    why = _sentences(groups, chosen, selection)
+    return Chosen(selection.spelling, made, why, "Mean score of the weights of a block", _block_scores(groups))
 
 
 def _linear_weights(model: nn.Module, layout: Layout) -> Iterator[tuple[str, str, str, torch.Tensor]]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -29,6 +28,7 @@ from hf_freeze.run.planning import Prepared, empty_model, prepare, prepared_tabl
 from hf_freeze.run.processes import processes_of
 from hf_freeze.run.profiling import with_seconds
 from hf_freeze.run.settings import Lengths, Settings, lengths_of
+from hf_freeze.training.forecasting import activation_checkpointing
 
 # What a model raises under FakeTensorMode where it looks at values, and what its own code makes of that.
 _UNTRACED: Final = (RuntimeError, TypeError, ValueError, AssertionError, KeyError, AttributeError, IndexError)
@@ -216,19 +216,9 @@ def _trace(made: Prepared, typical: Batch, longest: Batch, *, autocast: torch.dt
         full = step(whole, typical)
     checkpointed = None
     if made.base.supports_gradient_checkpointing:
-        with _checkpointed(made):
+        with activation_checkpointing(made.base):
             checkpointed = step(model, longest)
     return Traces(common, at_longest, checkpointed, evaluation, full, loop)
-
-
-@contextlib.contextmanager
-def _checkpointed(made: Prepared) -> Iterator[None]:
-    made.base.config.use_cache = False  # Both at once are refused, with a warning.
-    made.base.activation_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
-    try:
-        yield
-    finally:
-        made.base.activation_checkpointing_disable()  # type: ignore[no-untyped-call]
 
 
 def _with_peaks(cost: PlanCost, made: Prepared, traces: Traces, *, accumulates: bool) -> PlanCost:

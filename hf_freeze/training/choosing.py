@@ -12,13 +12,15 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from hf_freeze.config import AdapterConfig, FreezeConfig, ScheduleConfig
-from hf_freeze.config.automatic import AutomaticSelection, SnrSelection
+from hf_freeze.config.automatic import AutomaticSelection, BudgetSelection, GradientSelection, SnrSelection
 from hf_freeze.plan.apply import apply_plan, plan_of
 from hf_freeze.plan.automatic import Chosen, check_automatic
 from hf_freeze.plan.prepare import freeze_model
 from hf_freeze.plan.snr import choose_by_snr
 from hf_freeze.training import checkpoint
+from hf_freeze.training.budget_choice import choose_by_budget
 from hf_freeze.training.caching import CachingMixin
+from hf_freeze.training.gradient_choice import choose_by_gradient
 from hf_freeze.training.manifest import newest_complete
 from hf_freeze.training.resuming import CheckpointMixin
 
@@ -108,8 +110,15 @@ class ChoosingMixin(CachingMixin, CheckpointMixin):
             else:
                 tqdm.write(line)
 
+    @property
+    def may_cache(self) -> bool:
+        """Whether the activation cache may be used, whatever the plan."""
+        return self._cache_section.enabled is not False and self._reason_of_backend() is None
+
     def _chosen_by(self, selection: AutomaticSelection, section: FreezeConfig) -> Chosen:
-        layout = plan_of(self.model).layout
         if isinstance(selection, SnrSelection):
-            return choose_by_snr(self.model, layout, section, selection)
-        raise NotImplementedError
+            return choose_by_snr(self.model, plan_of(self.model).layout, section, selection)
+        if isinstance(selection, GradientSelection):
+            return choose_by_gradient(self, section, selection)
+        assert isinstance(selection, BudgetSelection)
+        return choose_by_budget(self, section, selection)

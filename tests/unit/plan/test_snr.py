@@ -88,7 +88,7 @@ def test_the_choice_is_told_with_a_score_per_block_and_stays_with_the_plan() -> 
         "freeze.blocks.auto: 6 of 24 linear weights train, the 25% of each type that stand out most from noise (snr)."
     )
     assert list(chosen.scores) == [f"blocks[{index}]" for index in range(NUM_BLOCKS)]
-    assert chosen.lines[-1].startswith("Scores: blocks[0] ")
+    assert chosen.lines[-1].startswith("Mean score of the weights of a block: blocks[0] ")
     assert type(chosen).from_record(chosen.record()) == chosen
     again = plan_of(freeze_model(tiny_bert(), chosen.section))
     assert again.digest == plan.digest
