@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -13,10 +14,17 @@ from peft.utils import CONFIG_NAME
 from transformers import PreTrainedModel
 
 from hf_freeze.errors import ConfigError, PlanError
+from hf_freeze.plan.audit import tensor_digest
+from hf_freeze.plan.wrappers import named_parameters
 from hf_freeze.sharing.classes import config_of, convert, load_recorded_base, model_class_of
 from hf_freeze.sharing.delta import read_tensors
 from hf_freeze.sharing.sources import Source
+from hf_freeze.training.delta import digest_of_all
 from hf_freeze.training.pretrained import load_base
+from hf_freeze.training.record import TrainingRecord
+from hf_freeze.training.saving import held_names
+
+logger = logging.getLogger(__name__)
 
 # The Transformers class for each of PEFT's task types: a folder that PEFT wrote names nothing else.
 _AUTO_CLASSES: Final[Mapping[str, Any]] = {
@@ -50,6 +58,7 @@ def load_adapters(
             source, source.record, base=base, trust_remote_code=trust_remote_code, options=options
         )
         _check_whole(source, model, fresh, tensors)
+        _check_frozen(source, source.record, model)
         model = convert(model, options.get("dtype"))
     else:
         model = _load_named_base(source, base=base, trust_remote_code=trust_remote_code, options=options)
@@ -77,13 +86,35 @@ def load_adapters(
 
 def _check_whole(source: Source, model: PreTrainedModel, fresh: Collection[str], held: Collection[str]) -> None:
     """Refuses a base that lacks weights which the adapter folder does not hold either: they would be random."""
-    given = {name.removeprefix("base_model.").removeprefix("model.") for name in held}
+    given = held_names(held)
     lacking = sorted(name for name in fresh if name not in given)
     if lacking:
         raise PlanError(
             f"{source.name}: these adapters were trained on another base model; got {model.name_or_path!r}, in which "
             f"{lacking[0]!r} and {len(lacking) - 1} more are missing or have another shape. Pass the right model as "
             f"base."
+        )
+
+
+def _check_frozen(source: Source, record: TrainingRecord, model: PreTrainedModel) -> None:
+    """Refuses a base with other weights than those that were frozen when the adapters were trained."""
+    parameters = {name: p for name, p in named_parameters(model) if name not in record.undigested}
+    if record.frozen_digest is None:
+        return
+    if not all(parameter.is_floating_point() for parameter in parameters.values()):
+        logger.warning(
+            "%s: the base model is loaded quantised, so it is not compared with the one that the adapters were trained "
+            "on.",
+            source.name,
+        )
+        return
+    found = digest_of_all({name: tensor_digest(parameter) for name, parameter in parameters.items()})
+    if found != record.frozen_digest:
+        revision = f" at revision {record.revision}" if record.revision is not None else ""
+        raise PlanError(
+            f"{source.name}: these adapters were trained on another base model; got {model.name_or_path!r} with the "
+            f"digest {found}. They were trained on {record.base!r}{revision} with the digest {record.frozen_digest}. "
+            "Pass that model as base."
         )
 
 

@@ -40,6 +40,9 @@ class TrainingRecord:
         blocks_path: Where its blocks are, where that was given.
         plan: The plan as `plan_record` returns it.
         versions: The versions of the packages that wrote it.
+        frozen_digest: One digest of the weights that the folder lacks because they are those of the base; None where it
+            lacks none, or where they are not whole in any process.
+        undigested: The canonical names of the weights of the base that the digest leaves out.
         format_version: The version of this format.
     """
 
@@ -51,6 +54,8 @@ class TrainingRecord:
     blocks_path: str | None
     plan: Mapping[str, Any]
     versions: Mapping[str, str]
+    frozen_digest: str | None = None
+    undigested: tuple[str, ...] = ()
     format_version: int = FORMAT_VERSION
 
     @property

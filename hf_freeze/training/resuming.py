@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import shutil
 import warnings
@@ -31,7 +32,7 @@ from hf_freeze.training import checkpoint, manifest
 from hf_freeze.training.callbacks import AuditCallback
 from hf_freeze.training.pushing import PushingMixin
 from hf_freeze.training.record import forget_description, training_record, write_record
-from hf_freeze.training.saving import save_adapted, save_delta
+from hf_freeze.training.saving import digest_of_frozen, save_adapted, save_delta
 from hf_freeze.training.scheduling import SchedulingMixin
 
 logger = logging.getLogger(__name__)
@@ -187,6 +188,10 @@ class CheckpointMixin(PushingMixin, SchedulingMixin):
             self._save_processor(folder)
             return
         self._save_whole(folder, state_dict)
+        if isinstance(inner, PeftModel):
+            known = {} if self._is_sharded else self.audit.digests
+            digest, undigested = digest_of_frozen(inner, trained, folder, known, state_dict=state_dict)
+            record = dataclasses.replace(record, frozen_digest=digest, undigested=undigested)
         write_record(record, folder)
 
     def _save_whole(self, folder: Path, state_dict: dict[str, Any] | None) -> None:

@@ -10,9 +10,10 @@ from __future__ import annotations
 import copy
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import safetensors
 import safetensors.torch
 import torch
 from peft import PeftModel
@@ -22,9 +23,11 @@ from transformers import PreTrainedModel
 
 from hf_freeze.config import SaveConfig
 from hf_freeze.errors import PlanError
+from hf_freeze.plan.audit import tensor_digest
 from hf_freeze.plan.prepare import merge_adapters
 from hf_freeze.plan.resolve import FreezePlan
-from hf_freeze.training.delta import write_delta
+from hf_freeze.plan.wrappers import canonical_tree, named_parameters
+from hf_freeze.training.delta import digest_of_all, write_delta
 from hf_freeze.training.record import TrainingRecord
 
 logger = logging.getLogger(__name__)
@@ -71,6 +74,64 @@ def save_adapted(
     config = json.loads((folder / CONFIG_NAME).read_text())
     config["modules_to_save"] = sorted({*modules, *(config.get("modules_to_save") or ())})
     (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2, sort_keys=True))
+
+
+def digest_of_frozen(
+    model: PeftModel,
+    plan: FreezePlan,
+    folder: Path,
+    digests: Mapping[str, str],
+    *,
+    state_dict: Mapping[str, torch.Tensor] | None = None,
+) -> tuple[str | None, tuple[str, ...]]:
+    """Returns one digest of the weights that a PEFT folder lacks, and the names of those that it leaves out.
+
+    Left out are the weights that the folder holds, and those that a base may load in another form: quantised ones, and
+    those that were cast to another type than that of the model.
+
+    Args:
+        model: The PEFT model that carries the plan, unwrapped.
+        plan: What trained.
+        folder: The folder that `save_adapted` wrote.
+        digests: Digests of frozen parameters that are known already, by canonical name.
+        state_dict: The gathered state of the model, where its parameters are sharded.
+    """
+    weights = folder / SAFETENSORS_WEIGHTS_NAME
+    if not weights.exists():
+        return None, ()  # The merged model was written whole.
+    with safetensors.safe_open(weights, framework="pt") as file:
+        held = held_names(file.keys())
+    raw = {id(parameter): name for name, parameter in model.named_parameters()}
+    parameters = dict(named_parameters(model))
+    decisions = {id(parameters[decision.name]): decision for decision in plan.decisions}
+    undigested: list[str] = []
+    found: dict[str, str] = {}
+    # The names that they have in the base: where PEFT tunes prompts, it keeps the embeddings under another one, too.
+    for name, leaf in canonical_tree(model.get_base_model()).named_leaves():
+        parameter = leaf.parameter
+        if leaf.kind == "adapter" or leaf.idle or id(parameter) not in decisions:
+            continue
+        decision = decisions.pop(id(parameter))  # Tied weights come once.
+        is_cast = parameter.dtype != model.dtype or decision.parameter.quantized
+        if is_cast or not held.isdisjoint((name, decision.name, *decision.parameter.aliases)):
+            undigested.append(name)
+        elif state_dict is None:
+            found[name] = digests.get(decision.name) or tensor_digest(parameter)
+        elif raw[id(parameter)] in state_dict:
+            found[name] = tensor_digest(state_dict[raw[id(parameter)]])
+        else:
+            return None, ()
+    return digest_of_all(found), tuple(sorted(undigested))
+
+
+def held_names(keys: Iterable[str]) -> set[str]:
+    """Returns the canonical names that the keys of a PEFT file may stand for.
+
+    Args:
+        keys: The keys.
+    """
+    # Methods that tune prompts wrap the model directly, all others through a tuner.
+    return {key.removeprefix(prefix) for key in keys for prefix in ("base_model.", "base_model.model.")}
 
 
 def check_saving(model: nn.Module, plan: FreezePlan, section: SaveConfig) -> None:

@@ -50,9 +50,9 @@ def tiny_mixtral() -> PreTrainedModel:
     return build(AutoModelForCausalLM, "mixtral", **sizes, **experts)
 
 
-def encoder_of_bert() -> PreTrainedModel:
+def encoder_of_bert(seed: int = 0) -> PreTrainedModel:
     """A BERT without a head: whoever classifies with it starts one anew."""
-    encoder: PreTrainedModel = tiny_bert().base_model
+    encoder: PreTrainedModel = tiny_bert(seed=seed).base_model
     return encoder
 
 
