@@ -21,7 +21,7 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
@@ -93,11 +93,11 @@ def accuracy_of(run: Run, *, evaluated: Dataset, cache: Path) -> float:
     return accuracy
 
 
-def missing_runs(record: Record, options: argparse.Namespace) -> Iterator[Run]:
+def missing_runs(record: Record, options: argparse.Namespace, plans: Mapping[str, Plan] = PLANS) -> Iterator[Run]:
     """Yields what is still to run; it looks at the record anew for each."""
     for rows in options.rows:
         for name in options.plans:
-            rates = PLANS[name].learning_rates
+            rates = plans[name].learning_rates
             runs = [Run(name, rows, options.epochs, TUNING_SEED, rate, TUNING) for rate in rates]
             yield from (run for run in runs if run not in record.accuracies)
             best = record.best_rate(name, rows, options.epochs, rates, TUNING_SEED)
@@ -106,12 +106,21 @@ def missing_runs(record: Record, options: argparse.Namespace) -> Iterator[Run]:
                 yield from (run for run in runs if run not in record.accuracies)
 
 
+def versions() -> str:
+    """Returns the versions that accuracy may depend on."""
+    return ", ".join(f"{library} {version(library)}" for library in ("torch", "transformers", "accelerate", "peft"))
+
+
+def evaluation_splits(options: argparse.Namespace) -> dict[str, Dataset]:
+    """Returns the rows that learning rates are tuned on, and those that are reported on."""
+    _, tokenizer = load_minilm(seed=0)
+    return {split: evaluation_rows(tokenizer, split, num_rows=options.evaluation_rows) for split in (TUNING, TEST)}
+
+
 def run_all(options: argparse.Namespace) -> None:
     """Runs what the record lacks."""
-    record = Record(options.record)
-    about = ", ".join(f"{library} {version(library)}" for library in ("torch", "transformers", "accelerate", "peft"))
-    _, tokenizer = load_minilm(seed=0)
-    splits = {split: evaluation_rows(tokenizer, split, num_rows=options.evaluation_rows) for split in (TUNING, TEST)}
+    record, about = Record(options.record), versions()
+    splits = evaluation_splits(options)
     for run in missing_runs(record, options):
         start = time.perf_counter()
         accuracy = accuracy_of(run, evaluated=splits[run.split], cache=options.cache)

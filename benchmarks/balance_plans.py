@@ -135,7 +135,9 @@ def make_trainer(plan: Plan, reviews: Reviews, args: TrainingArguments, *, cache
     options: dict[str, Any] = {}
     if plan.sections is not None:
         trainer_class = FreezeTrainer
-        section = {"enabled": True, "dir": str(cache)} if plan.caches else {"enabled": False}
+        # Under a schedule there may be nothing to cache for a while, or no longer anything that pays.
+        enabled = "auto" if "schedule" in plan.sections else True
+        section = {"enabled": enabled, "dir": str(cache)} if plan.caches else {"enabled": False}
         options = {**plan.sections, "activation_cache": section}
     elif plan.depth is not None:
         freeze_by_hand(reviews.model, plan.depth)

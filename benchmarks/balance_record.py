@@ -1,4 +1,4 @@
-"""The record of `benchmarks/balance.py`: one JSON line per finished run, so that an end at any moment costs one run."""
+"""The record of `balance.py` and `schedules.py`: one JSON line per run, so that an end at any moment costs one run."""
 
 from __future__ import annotations
 
@@ -61,6 +61,27 @@ class Cost:
 
 
 @dataclass(frozen=True)
+class Time:
+    """What one whole training took.
+
+    Attributes:
+        plan: Its name.
+        rows: How many rows it trained on.
+        epochs: How often it passed over them.
+        repeat: The number of the round.
+        seconds: From the first to the last step, with an activation cache that was empty at first.
+        depth: The mean over the steps of the depth of the frozen prefix.
+    """
+
+    plan: str
+    rows: int
+    epochs: int
+    repeat: int
+    seconds: float
+    depth: float
+
+
+@dataclass(frozen=True)
 class Footprint:
     """The memory and disk of one plan.
 
@@ -89,15 +110,26 @@ class Record:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def add_run(self, run: Run, accuracy: float, about: str) -> None:
+    def add_run(self, run: Run, accuracy: float, about: str, *, depth: float | None = None) -> None:
         """Appends a finished run.
 
         Args:
             run: What was run.
             accuracy: On its split.
             about: The versions that it ran on.
+            depth: The mean over its steps of the depth of the frozen prefix, where that changes.
         """
-        self._append({"kind": "run", **asdict(run), "accuracy": accuracy, "about": about})
+        found = {} if depth is None else {"depth": depth}
+        self._append({"kind": "run", **asdict(run), "accuracy": accuracy, **found, "about": about})
+
+    def add_time(self, time: Time, about: str) -> None:
+        """Appends what a whole training took.
+
+        Args:
+            time: The figures.
+            about: The machine.
+        """
+        self._append({"kind": "time", **asdict(time), "about": about})
 
     def add_cost(self, cost: Cost, about: str) -> None:
         """Appends what a plan took.
@@ -124,6 +156,18 @@ class Record:
         return {Run(**{name: line[name] for name in fields}): line["accuracy"] for line in self._lines("run")}
 
     @property
+    def depths(self) -> dict[Run, float]:
+        """The mean depth of every finished run in which it changes."""
+        fields = Run.__dataclass_fields__
+        lines = (line for line in self._lines("run") if "depth" in line)
+        return {Run(**{name: line[name] for name in fields}): line["depth"] for line in lines}
+
+    @property
+    def times(self) -> list[Time]:
+        """What whole trainings took."""
+        return [Time(**{name: line[name] for name in Time.__dataclass_fields__}) for line in self._lines("time")]
+
+    @property
     def costs(self) -> list[Cost]:
         """What the plans took."""
         return [Cost(**{name: line[name] for name in Cost.__dataclass_fields__}) for line in self._lines("cost")]
@@ -138,7 +182,7 @@ class Record:
         """Returns the different machines or versions of one kind of line, in order, without the load.
 
         Args:
-            kind: "run", "cost" or "footprint".
+            kind: "run", "cost", "time" or "footprint".
         """
         return list(dict.fromkeys(line["about"].partition("; load")[0] for line in self._lines(kind)))
 
