@@ -59,7 +59,7 @@ NUM_DROPPED = 6
 # Steps of a run over 7,500 rows in batches of 32 for 3 epochs, which costs are spread over.
 USUAL_STEPS = 705
 # What gathers and never freezes before the last steps: statistics are read at every other step.
-_LATE = {"min_progress": 0.97}
+_LATE = {"min_progress": 0.9}
 GATHERING: Mapping[str, tuple[Mapping[str, Any], int]] = {
     "autofreeze": ({"type": "autofreeze", **_LATE}, math.ceil(USUAL_STEPS / 20)),
     "plasticity": ({"type": "plasticity", "every": 2, **_LATE}, max(MIN_EVERY, USUAL_STEPS // NUM_PROBES)),
@@ -137,7 +137,7 @@ def cost_all(options: argparse.Namespace) -> None:
     """Measures what gathering adds to a step, and prints it."""
     num_steps = steps_of(options.rounds, NUM_DROPPED)
     model, tokenizer = load_minilm(seed=0)
-    rows = review_rows(tokenizer, "train", num_rows=num_steps * 32, max_length=64, seed=0)
+    rows = review_rows(tokenizer, "train", num_rows=num_steps * options.batch_size, max_length=64, seed=0)
     head = ["schedule", "step, ms", "adds, ms", "adds where statistics are read, ms", "every", "% of a step"]
     lines = [machine(), "", *table_head(head)]
     for name, (schedule, every) in GATHERING.items():
@@ -166,7 +166,11 @@ def gathering(
     """Returns a training of everything that stops at a gate before each step."""
     gate = Gate()
     args = training_arguments(
-        folder, batch_size=32, seed=0, max_steps=num_steps, train_sampling_strategy="group_by_length"
+        folder,
+        batch_size=len(rows) // num_steps,
+        seed=0,
+        max_steps=num_steps,
+        train_sampling_strategy="group_by_length",
     )
     trainer = FreezeTrainer(
         model,
@@ -226,6 +230,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     timed.add_argument("--folder", type=Path, help="a folder on a local disk for stores, removed at the end")
     cost = commands.add_parser("cost", parents=[work], help="measure what gathering adds to a step")
     cost.add_argument("--rounds", type=int, default=40, help="rounds of two steps per schedule")
+    cost.add_argument("--batch-size", type=int, default=32)
     commands.add_parser("report", parents=[shared], help="print the tables")
     return parser.parse_args(arguments)
 

@@ -51,6 +51,20 @@ class FailsInOne(Schedule):
         return None
 
 
+class DueInOne(Schedule):
+    """Calls the third step due in the second process alone."""
+
+    needs = frozenset({"gradients"})
+
+    def is_due(self, moment: Moment) -> bool:
+        """Differs between the processes."""
+        return moment.step == 2 and AcceleratorState().process_index == 1
+
+    def decide(self, moment: Moment) -> Choice | None:
+        """Changes nothing."""
+        return None
+
+
 @dataclasses.dataclass(frozen=True)
 class ScheduledRun:
     """What to train and on which schedule.

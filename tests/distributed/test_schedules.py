@@ -22,6 +22,7 @@ pytestmark = pytest.mark.distributed
 HERE = "tests.distributed.scheduled_run"
 WORKER = Path(__file__).with_name("scheduled_run.py")
 AUTOFREEZE = {"type": "autofreeze", "intervals": 12, "blocks_per_decision": 1, "percentile": 70}
+PHASES = [{"until": 0.5, "freeze": {"blocks": "none"}}, {"until": 0.8, "freeze": {"blocks": "all"}}, {"freeze": {}}]
 PLASTICITY = {"type": "plasticity", "every": 2, "threshold": 0.9}
 RUNS = [
     ScheduledRun("progressive", {"type": "progressive"}, resumed_at=14),
@@ -30,6 +31,7 @@ RUNS = [
     ScheduledRun("rotating, unused searched", {"type": "rotating", "every": 3}, options={
         "ddp_find_unused_parameters": True
     }),
+    ScheduledRun("phases", {"type": "phases", "phases": PHASES, "warmup": 0}),
     ScheduledRun("plateau", {"type": "plateau", "min_delta": 1.0, "warmup": 0}),
     ScheduledRun("autofreeze", AUTOFREEZE, resumed_at=14, options={"gradient_accumulation_steps": 2}),
     ScheduledRun("plasticity", PLASTICITY, caches=True, resumed_at=14),
@@ -39,6 +41,7 @@ RUNS = [
 FAILING = [
     ScheduledRun("disagrees", {"type": f"{HERE}:Disagrees"}),
     ScheduledRun("fails in one", {"type": f"{HERE}:FailsInOne"}),
+    ScheduledRun("due in one", {"type": f"{HERE}:DueInOne"}),
 ]
 SHARDED = [
     *RUNS[:2],
@@ -125,6 +128,15 @@ def test_processes_that_disagree_end_with_an_error_in_all(seen: Records) -> None
             f"schedule: {HERE}:Disagrees decided otherwise in other processes before step 3; got ['blocks[{rank}]', "
             f"'embeddings'] in process {rank}. A schedule must decide from what is equal everywhere: the moment, and "
             f"its own state. There is no checkpoint yet."
+        )
+
+
+def test_statistics_are_read_in_all_processes_or_none(seen: Records) -> None:
+    for rank, record in enumerate(seen["due in one"]):
+        assert record.error == (
+            f"schedule: {HERE}:DueInOne calls a moment due that it does not call due in other processes; got "
+            f"{bool(rank)} before step 3 in process {rank}. is_due must follow from what is equal everywhere: the "
+            "moment, and its own state. There is no checkpoint yet."
         )
 
 
