@@ -5,7 +5,8 @@
 - `uncached`: the same search, which trains the same plans, without it.
 
 Parts can be measured one at a time: what each took is kept in `--folder`, and the report covers all. A search is
-timed from its start to its answer, without the confirmation, which `--seeds` asks for in a run of its own.
+timed from its start to its answer, without the confirmation, which `--seeds` asks for in a run of its own. With
+`--pause` a search stops between two trials and goes on in the next call; what it takes to start again is counted.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import argparse
 import csv
 import importlib.util
 import json
+import math
 import random
 import shutil
 import sys
@@ -84,8 +86,8 @@ def make_config(options: argparse.Namespace, *, name: str) -> RunConfig:
     )
 
 
-def measure(part: str, options: argparse.Namespace) -> dict[str, Any]:
-    """Measures one part, and returns what it took and gave."""
+def measure(part: str, options: argparse.Namespace, begun: dict[str, Any]) -> dict[str, Any]:
+    """Measures one part, or goes on with it, and returns what it took and gave."""
     if part == "full":
         config = override(make_config(options, name="full"), {"search": None}, source="benchmark")
         start = time.perf_counter()
@@ -94,11 +96,16 @@ def measure(part: str, options: argparse.Namespace) -> dict[str, Any]:
     config = make_config(options, name=part)
     if part == "uncached":
         config = override(config, {"activation_cache.enabled": False}, source="benchmark")
-    shutil.rmtree(options.folder / part, ignore_errors=True)
-    shutil.rmtree(options.folder / "cache", ignore_errors=True)
+    before = begun.get("seconds", 0.0) if begun.get("paused") else 0.0
+    if not before:
+        shutil.rmtree(options.folder / part, ignore_errors=True)
+        shutil.rmtree(options.folder / "cache", ignore_errors=True)
     start = time.perf_counter()
-    answer = search(config, lambda progress: _say(progress, start))
-    seconds = time.perf_counter() - start
+    try:
+        answer = search(config, lambda progress: _watch(progress, start, options.pause))
+    except _PauseError:
+        return {"seconds": before + time.perf_counter() - start, "paused": True}
+    seconds = before + time.perf_counter() - start
     states = [trial.state for trial in answer.trials]
     return {"seconds": seconds, **{state: states.count(state) for state in ("complete", "pruned", "failed")}}
 
@@ -108,8 +115,15 @@ def confirmed(options: argparse.Namespace) -> Answer:
     return search(make_config(options, name="search"), lambda progress: None)
 
 
-def _say(progress: Progress, start: float) -> None:
-    print(f"{time.perf_counter() - start:.1f} s: {len(progress.trials)} trials", file=sys.stderr)
+class _PauseError(Exception):
+    """The search goes on in another call."""
+
+
+def _watch(progress: Progress, start: float, pause: float) -> None:
+    seconds = time.perf_counter() - start
+    print(f"{seconds:.1f} s: {len(progress.trials)} trials", file=sys.stderr)
+    if seconds > pause and progress.num_left and not any(trial.state == "running" for trial in progress.trials):
+        raise _PauseError
 
 
 def report(results: dict[str, Any], options: argparse.Namespace) -> list[str]:
@@ -126,11 +140,11 @@ def report(results: dict[str, Any], options: argparse.Namespace) -> list[str]:
     ]
     full = results.get("full", {}).get("seconds", float("nan"))
     for part in PARTS:
-        if part in results:
+        if part in results and "paused" not in results[part]:
             found = results[part]
             cells = (f"{found['seconds']:.1f}", f"{found['seconds'] / full:.2f}")
             lines.append(f"| {part} | {' | '.join(cells)} | {found.get('complete', '')} | {found.get('pruned', '')} |")
-    if {"search", "uncached"} <= results.keys():
+    if {"search", "uncached"} <= {part for part, found in results.items() if "paused" not in found}:
         ratio = results["uncached"]["seconds"] / results["search"]["seconds"]
         lines += ["", f"Without the cache the search takes {ratio:.2f} times as long."]
     return lines
@@ -151,6 +165,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=0, help="confirm the answer with so many seeds; 0: not at all")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2, help="threads that an operation of torch may use")
+    parser.add_argument(
+        "--pause", type=float, default=math.inf, help="seconds after which a search waits for a next call"
+    )
     parser.add_argument("--folder", type=Path, required=True, help="a folder on a local disk for studies and cache")
     parser.add_argument("--output", type=Path, help="where the report is written, beside standard output")
     return parser.parse_args(arguments)
@@ -165,7 +182,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     kept = options.folder / "results.json"
     results = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
     for part in options.parts:
-        results[part] = measure(part, options)
+        results[part] = measure(part, options, results.get(part, {}))
         kept.write_text(json.dumps(results, indent=1), encoding="utf-8")
     lines = report(results, options)
     if options.seeds:

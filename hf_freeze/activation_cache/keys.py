@@ -160,7 +160,7 @@ def prefix_fingerprints(model: nn.Module, plan: FreezePlan, *, depth: int, envir
     reshard(model)
     root = canonical_tree(model)
     prefix = hashlib.blake2b(digest_size=KEY_SIZE)
-    for line in (*_describe(root.inner), environment):
+    for line in (*_describe(root.inner), *_sources(root, plan, depth), environment):
         prefix.update(line.encode() + b"\n")
     contents = _contents(root, plan)
     prefix.update(contents[ROLE_EMBEDDINGS].digest())
@@ -178,10 +178,24 @@ def _describe(model: nn.Module) -> tuple[str, ...]:
         config = model.config.to_dict()
         lines.append(repr(sorted((key, repr(value)) for key, value in config.items() if key not in _UNRELATED)))
         lines.append(f"attention {model.config._attn_implementation}")
-    for path in sorted({path for module in model.modules() if (path := _source(type(module))) is not None}):
-        with Path(path).open("rb") as stream:
-            lines.append(hashlib.file_digest(stream, "sha256").hexdigest())
     return tuple(lines)
+
+
+def _sources(root: Node, plan: FreezePlan, depth: int) -> tuple[str, ...]:
+    """Returns the digests of the modelling files, without those of what runs behind the prefix, such as adapters."""
+    places = {path: role for role, paths in plan.layout.modules.items() for path in paths}
+    prefix = {ROLE_EMBEDDINGS, *(block_role(plan.layout.stacks[0].name, index) for index in range(depth))}
+    classes: set[type[nn.Module]] = set()
+    for node in root.walk():
+        if _place(node.path, places) in prefix:
+            classes.add(type(node.inner))
+            if node.path:  # What wraps the whole model, such as DDP or PEFT, is told by what it does inside.
+                classes.add(type(node.outer))
+    digests = []
+    for path in sorted({path for cls in classes if (path := _source(cls)) is not None}):
+        with Path(path).open("rb") as stream:
+            digests.append(hashlib.file_digest(stream, "sha256").hexdigest())
+    return tuple(digests)
 
 
 def _source(cls: type[nn.Module]) -> str | None:

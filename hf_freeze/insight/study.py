@@ -104,9 +104,8 @@ class SearchStudy:
             self._revive()
             if self.num_left == 0:
                 return None
-            tried = [trial.point for trial in self.trials if trial.point]
             is_tpe = self._section.sampler == "tpe"
-            self._study.sampler = UntriedSampler(self.space, tried, seed=self._seed, uses_tpe=is_tpe)
+            self._study.sampler = UntriedSampler(self.space, self.trials, seed=self._seed, uses_tpe=is_tpe)
             trial = self._study.ask()
             self._claims.claim_trial(trial.number)
             for axis in self.space.axes:

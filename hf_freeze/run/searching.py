@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -52,6 +53,7 @@ def search(config: RunConfig, watch: Callable[[Progress], None] = lambda progres
     try:
         return _answer(config, space, study, plans, watch)
     finally:
+        gc.unfreeze()
         study.close()
 
 
@@ -68,7 +70,12 @@ def _answer(
         return runner.train(made(point), report)
 
     if study.num_left:
-        runner.prepare(made(_shared_point(space)), section.metric)
+        first, *deeper = map(made, _one_of_each_depth(space))
+        runner.prepare(first, section.metric)
+        for each in deeper:
+            runner.fill(each)
+        # What is there by now stays: the collections of garbage after each trial, 0.2 seconds each, leave it out.
+        gc.freeze()
     trials = run_trials(study, section, run_trial, watch)
     found = recommend(trials, section.metric, section.direction, tolerance=section.tolerance)
     is_over = study.num_left == 0 and all(trial.is_finished for trial in trials)
@@ -159,13 +166,15 @@ def _check_depths(config: RunConfig, section: SearchConfig, plans: _Plans) -> No
         raise PlanError("\n".join(problems))
 
 
-def _shared_point(space: Space) -> Point:
-    """Returns the plan whose frozen prefix all others share: that of the least depth, without an adapter if it can."""
+def _one_of_each_depth(space: Space) -> list[Point]:
+    """Returns a plan of each depth, the least first: each prefix is computed from the one before.
 
-    def order(point: Point) -> tuple[Any, ...]:
-        return point.get(DEPTH, 0), point.get(ADAPTER, NO_ADAPTER) != NO_ADAPTER
-
-    return min(space.points, key=order)
+    Without an adapter where that can be, which may make the prefix end earlier.
+    """
+    found: dict[Any, Point] = {}
+    for point in sorted(space.points, key=lambda point: point.get(ADAPTER, NO_ADAPTER) != NO_ADAPTER):
+        found.setdefault(point.get(DEPTH, 0), point)
+    return [found[depth] for depth in sorted(found)]
 
 
 def _full(config: RunConfig, section: SearchConfig) -> RunConfig:

@@ -56,6 +56,15 @@ class TrialRunner:
                 )
             self._fill(run)
 
+    def fill(self, config: RunConfig) -> None:
+        """Fills the activation cache for one plan, from that of a lesser depth where there is one.
+
+        Args:
+            config: Its config.
+        """
+        with _quiet():
+            self._fill(self._make(config))
+
     def train(self, config: RunConfig, report: Report | None = None, *, on_test: bool = False) -> TrialOutcome:
         """Trains one plan.
 

@@ -19,7 +19,7 @@ from transformers.models.bert import modeling_bert
 
 from hf_freeze import ActivationCache, CacheError, freeze_model
 from hf_freeze.activation_cache.housekeeping import list_stores
-from tests.tiny import VOCAB_SIZE
+from tests.tiny import VOCAB_SIZE, tiny_bert
 from tests.unit.activation_cache.examples import (
     cache_of,
     collate,
@@ -87,6 +87,12 @@ def test_other_labels_heads_and_suffixes_hit(filled: Path) -> None:
             if "layer.3" in name or "classifier" in name:
                 parameter.add_(1.0)
     assert hits_and_misses(cache, loader_of([{**row, "labels": 0} for row in ROWS])) == ALL_HIT
+
+
+def test_adapters_behind_the_prefix_hit(filled: Path) -> None:
+    adapters = [{"peft_type": "LORA", "r": 2, "target_modules": ["query"], "blocks": {"last": 2}}]
+    model = freeze_model(tiny_bert(), {"blocks": {"first": 2}}, adapters)
+    assert hits_and_misses(cache_of(model, filled), loader_of(ROWS)) == ALL_HIT
 
 
 def word(model: PreTrainedModel) -> nn.Parameter:

@@ -113,6 +113,22 @@ def test_the_first_axis_takes_its_values_in_turn(tmp_path: Path) -> None:
     assert sorted(values[:4]) == sorted(values[4:]) == ["a0", "a1", "a2", "a3"]
 
 
+def test_depths_share_the_time(tmp_path: Path) -> None:
+    axes = (
+        Axis(DEPTH, "search.depths", {depth: depth for depth in (0, 1, 2)}),
+        Axis("x", "search.axes", {n: n for n in range(8)}),
+    )
+    plans = Space(axes, {(d, x): {DEPTH: d, "x": x} for d in axes[0].values for x in axes[1].values})
+    study = open_study(tmp_path / "study.db", plans, section(trials=14, pruner="none"))
+    depths = []
+    while (asked := study.ask()) is not None:
+        depths.append(asked.point[DEPTH])
+        study.tell(asked, outcome(0.5, seconds={0: 4.0, 1: 2.0, 2: 1.0}[int(str(depths[-1]))]), is_pruned=False)
+    study.close()
+    assert depths[:4] == [2, 1, 0, 2]
+    assert [depths.count(depth) for depth in (0, 1, 2)] == [2, 4, 8]
+
+
 def test_tpe_turns_to_what_was_good(tmp_path: Path) -> None:
     study = open_study(tmp_path / "study.db", space(6, 6), section(trials=20, pruner="none"))
     points = []
@@ -132,6 +148,8 @@ class TestPruning:
             asked = study.ask()
             assert asked is not None
             is_pruned = study.report(asked, value, 1, is_last=False)
+            if not is_pruned:
+                study.report(asked, value, 2, is_last=True)
             study.tell(asked, outcome(value), is_pruned=is_pruned)
         states = [trial.state for trial in study.trials]
         study.close()
@@ -149,20 +167,50 @@ class TestPruning:
         states = self.states(tmp_path / "study.db", [0.9, 0.8, 0.7, 0.6, 0.5], min_complete=0.6, seconds=1e6)
         assert states == ["complete", "complete", "pruned", "complete", "pruned"]
 
-    def test_plans_of_one_depth_are_compared(self, tmp_path: Path) -> None:
-        axes = (Axis(DEPTH, "search.depths", {"1": 1, "2": 2}), Axis("x", "search.axes", {"a": 0, "b": 1}))
+    @staticmethod
+    def depths_and_ends(path: Path, values: dict[int, list[float]]) -> list[tuple[object, bool]]:
+        """Runs trials at some depths that report these values in turn; returns their depths, and which ended early."""
+        axes = (
+            Axis(DEPTH, "search.depths", {depth: depth for depth in values}),
+            Axis("x", "search.axes", {n: n for n in range(max(map(len, values.values())))}),
+        )
         plans = Space(axes, {(d, x): {DEPTH: d, "x": x} for d in axes[0].values for x in axes[1].values})
-        study = open_study(tmp_path / "study.db", plans, section(min_complete=0, sampler="grid"))
-        seen: set[object] = set()
-        while (asked := study.ask()) is not None:
+        num_trials = sum(map(len, values.values()))
+        study = open_study(path, plans, section(min_complete=0, sampler="grid", trials=num_trials))
+        left = {depth: list(found) for depth, found in values.items()}
+        ends = []
+        for _ in range(num_trials):
+            asked = study.ask()
+            assert asked is not None
             depth = asked.point[DEPTH]
-            # The shallower plans are better, but the first of each depth has no rival; the second is worse than it.
-            is_pruned = study.report(asked, (0.9 if depth == "1" else 0.5) - 0.1 * (depth in seen), 1, is_last=False)
-            assert is_pruned == (depth in seen)
-            study.tell(asked, outcome(0.5), is_pruned=is_pruned)
-            seen.add(depth)
+            value = left[int(str(depth))].pop(0)
+            is_pruned = study.report(asked, value, 1, is_last=False)
+            if not is_pruned:
+                study.report(asked, value, 2, is_last=True)
+            study.tell(asked, outcome(value), is_pruned=is_pruned)
+            ends.append((depth, is_pruned))
         study.close()
-        assert seen == {"1", "2"}
+        return ends
+
+    def test_a_plan_is_compared_with_those_of_its_depth(self, tmp_path: Path) -> None:
+        ends = self.depths_and_ends(tmp_path / "study.db", {1: [0.9, 0.8], 2: [0.5, 0.4]})
+        # The shallower plans are better than all deeper ones, but the second is worse than the first.
+        assert ends == [(2, False), (1, False), (2, False), (1, True)]
+
+    def test_a_plan_is_compared_with_cheaper_ones(self, tmp_path: Path) -> None:
+        ends = self.depths_and_ends(tmp_path / "study.db", {1: [0.6, 0.95], 2: [0.7, 0.5], 3: [0.8, 0.7]})
+        assert ends == [(3, False), (2, True), (1, True), (3, False), (2, True), (1, False)]
+
+    def test_a_trial_past_its_half_goes_on(self, tmp_path: Path) -> None:
+        study = open_study(tmp_path / "study.db", space(3), section(min_complete=0))
+        ends = []
+        for values in ((0.5, 0.9, 0.9), (0.6, 0.1, 0.1)):
+            asked = study.ask()
+            assert asked is not None
+            ends += [study.report(asked, value, step, is_last=step == 3) for step, value in enumerate(values, 1)]
+            study.tell(asked, outcome(values[-1]), is_pruned=False)
+        study.close()
+        assert not any(ends)
 
     def test_the_last_evaluation_ends_nothing_early(self, tmp_path: Path) -> None:
         study = open_study(tmp_path / "study.db", space(3), section(min_complete=0))
