@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
+from optuna.distributions import CategoricalDistribution
 from optuna.pruners import BasePruner
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
@@ -67,8 +68,10 @@ class GuardedHalving(BasePruner):
 
 def _is_cheapest(trial: FrozenTrial) -> bool:
     """Returns whether a trial has the greatest of several depths."""
-    depths: Sequence[Any] = trial.distributions[DEPTH].choices if DEPTH in trial.distributions else ()
-    return len(depths) > 1 and trial.params[DEPTH] == max(depths)
+    depths = trial.distributions.get(DEPTH)
+    if not isinstance(depths, CategoricalDistribution) or len(depths.choices) < 2:
+        return False
+    return int(trial.params[DEPTH]) == max(int(str(depth)) for depth in depths.choices)
 
 
 def _num_evaluations(trials: Sequence[FrozenTrial]) -> float:
@@ -79,7 +82,7 @@ def _num_evaluations(trials: Sequence[FrozenTrial]) -> float:
 
 def _is_comparable(trial: FrozenTrial, other: FrozenTrial) -> bool:
     """Returns whether the other one freezes at least as much."""
-    return DEPTH not in trial.params or other.params.get(DEPTH, -1) >= trial.params[DEPTH]
+    return DEPTH not in trial.params or int(other.params.get(DEPTH, -1)) >= int(trial.params[DEPTH])
 
 
 def _is_in_worse_half(own: float, others: Sequence[float]) -> bool:

@@ -70,8 +70,8 @@ def _answer(
         return runner.train(made(point), report)
 
     if study.num_left:
-        first, *deeper = map(made, _one_of_each_depth(space))
-        runner.prepare(first, section.metric)
+        shallowest, *deeper = map(made, _one_of_each_depth(space))
+        runner.prepare(shallowest, section.metric)
         for each in deeper:
             runner.fill(each)
         # What is there by now stays: the collections of garbage after each trial, 0.2 seconds each, leave it out.

@@ -16,8 +16,15 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import IntervalStrategy
+from transformers import (
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.trainer_utils import IntervalStrategy, align_special_tokens
 
 from hf_freeze.activation_cache.building import pays
 from hf_freeze.activation_cache.cache import ActivationCache
@@ -123,6 +130,9 @@ class CachingMixin(SchedulingMixin):
         """
         if not isinstance(self.data_collator, KeyCollator) or self._reason_of_backend() is not None:
             return  # Training says why, where there is something to say.
+        if isinstance(self.processing_class, PreTrainedTokenizerBase | ProcessorMixin):
+            align: Any = align_special_tokens  # It is not typed.
+            align(self.model, self.processing_class)  # As training does: the fingerprint covers them.
         cache = self._new_cache()
         with kept_random_state():
             loaders = [self.get_train_dataloader(), *self._evaluation_loaders()]
