@@ -2,8 +2,10 @@
 
 - `steps`: steps of a plain `Trainer` in full, of the frozen loop and of each plan, interleaved in one process
   (`benchmarks/pacing.py`), beside the predicted speed-ups. All train on the same batches in the same order.
+- `runs`: whole runs with an evaluation after each epoch, from making the trainer to the end, the cache built in each.
 - `memory`: the most bytes that torch's allocator had handed out at once in a training step (its own profiler), and the
-  growth of the anonymous memory of a fresh process, beside the predicted peak.
+  growth of the anonymous memory of a fresh process, beside the predicted peak; the growth with an allocator that gives
+  back what is freed, and with glibc's as it is.
 - `rates`: what the default rates of the CPU were taken from.
 
 All write Markdown to standard output. Predictions come from `hf_freeze.plan_cost` with its default rates.
@@ -15,6 +17,8 @@ import argparse
 import copy
 import functools
 import multiprocessing
+import os
+import random
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -22,11 +26,12 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
-from transformers import DataCollatorWithPadding, PrinterCallback, ProgressCallback, Trainer
+from transformers import DataCollatorWithPadding, PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 
 from benchmarks.contenders import (
     LEARNING_RATE,
@@ -38,11 +43,14 @@ from benchmarks.contenders import (
 )
 from benchmarks.pacing import Gate, Training, estimate, interleave, machine, steps_of
 from benchmarks.reviews import REVIEWS, load_minilm, review_rows
-from benchmarks.whole_runs import MemoryWatch, anonymous_memory, table_head, table_row
+from benchmarks.whole_runs import MemoryWatch, anonymous_memory, load_reviews, table_head, table_row
 from hf_freeze import FreezeTrainer, freeze_model, plan_cost
 from hf_freeze.plan.cost import PlanCost
 
 _LORA = {"peft_type": "LORA", "blocks": {"last": 2}, "target_modules": "all-linear", "r": 16, "lora_alpha": 32}
+
+# Has glibc's allocator give memory back to the system as soon as it is freed, from 64 KiB on.
+_GIVES_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 
 
 @dataclass(frozen=True)
@@ -92,8 +100,10 @@ def predicted(plan: Contender, options: argparse.Namespace) -> PlanCost:
         config.write_text(
             f"model: {{name_or_path: {folder}}}\n"
             f"data: {{load_dataset: {{path: {REVIEWS}}}, max_length: {options.max_length}, "
-            "labels: [negative, positive]}\n"
-            f"training: {{output_dir: {folder}/out, use_cpu: true, "
+            "labels: [negative, positive], "
+            f"splits: {{train: 'train[:{options.rows}]', validation: 'validation[:{options.evaluation_rows}]'}}}}\n"
+            f"training: {{output_dir: {folder}/out, use_cpu: true, num_train_epochs: {options.epochs}, "
+            f"eval_strategy: epoch, per_device_eval_batch_size: {options.batch_size}, "
             f"per_device_train_batch_size: {options.batch_size}}}\n"
         )
         overrides = [f"freeze.blocks.first={plan.depth}"] if plan.depth else []
@@ -117,7 +127,7 @@ def step_lines(options: argparse.Namespace) -> list[str]:
         trainers, trainings = [], []
         for make, contender in zip(makers, contenders, strict=True):
             gate = Gate()
-            trainer = make(contender, gate, num_steps=num_steps)
+            trainer = make(contender, gate, max_steps=num_steps, train_sampling_strategy="sequential")
             trainers.append(trainer)
             trainings.append(Training(trainer.train, gate))
         seconds = interleave(
@@ -145,30 +155,58 @@ def step_lines(options: argparse.Namespace) -> list[str]:
     return lines
 
 
+def run_lines(options: argparse.Namespace) -> list[str]:
+    """Returns the table of `runs`."""
+    reviews = load_reviews(options)
+    taken: dict[str, list[float]] = {plan.name: [] for plan in PLANS}
+    draw = random.Random(options.seed)
+    for _ in range(options.repeats):
+        for plan in draw.sample(PLANS, k=len(PLANS)):
+            with tempfile.TemporaryDirectory() as folder:
+                start = time.perf_counter()
+                length = {"num_train_epochs": options.epochs, "eval_strategy": "epoch"}
+                trainer = _trainer(reviews, plan, folder=Path(folder), options=options, **length)
+                trainer.train()
+                taken[plan.name].append(time.perf_counter() - start)
+            if plan.cached:
+                require_cache(trainer)
+    medians = {name: float(np.median(seconds)) for name, seconds in taken.items()}
+    lines = table_head(["plan", "s", "over full", "predicted", "error"])
+    for plan in PLANS:
+        cost = predicted(plan, options)
+        speedup = cost.cached_over_full if plan.cached else cost.over_full
+        assert speedup is not None
+        assert speedup.run is not None
+        found = medians["full"] / medians[plan.name]
+        cells = [plan.name, f"{medians[plan.name]:.1f}", f"{found:.2f}", f"{speedup.run:.2f}"]
+        lines.append(table_row([*cells, f"{speedup.run / found - 1:+.0%}"]))
+    return lines
+
+
 def _trainer(
-    reviews: Reviews, contender: Contender, gate: Gate, *, num_steps: int, folder: Path, options: argparse.Namespace
+    reviews: Reviews,
+    contender: Contender,
+    *callbacks: TrainerCallback,
+    folder: Path,
+    options: argparse.Namespace,
+    **arguments: Any,
 ) -> Trainer:
-    args = training_arguments(
-        folder,
-        batch_size=options.batch_size,
-        seed=options.seed,
-        max_steps=num_steps,
-        train_sampling_strategy="sequential",
-    )
+    args = training_arguments(folder, batch_size=options.batch_size, seed=options.seed, **arguments)
     model = copy.deepcopy(reviews.model)
     shared: dict[str, Any] = {
         "train_dataset": reviews.train,
+        "eval_dataset": reviews.validation,
         "data_collator": DataCollatorWithPadding(reviews.tokenizer),
     }
     is_loop = "loop" in contender.name
     if contender.depth == 0 or (is_loop and not contender.adapters):
         freeze_by_hand(model, contender.depth) if contender.depth else None
-        trainer: Trainer = Trainer(model, args, callbacks=[gate], **shared)
+        trainer: Trainer = Trainer(model, args, callbacks=[*callbacks], **shared)
     else:
         trainer = FreezeTrainer(
             model,
             args,
-            callbacks=[gate],
+            callbacks=[*callbacks],
             freeze={"blocks": {"first": contender.depth}, "keep_dropout": is_loop},
             adapters=contender.adapters,
             activation_cache={"enabled": contender.cached, "dir": str(folder / "cache")},
@@ -181,19 +219,26 @@ def _trainer(
 
 def memory_lines(options: argparse.Namespace) -> list[str]:
     """Returns the table of `memory`."""
-    lines = table_head(["plan", "predicted, MB", "allocated, MB", "error", "growth of the process, MB", "error"])
-    spawn = multiprocessing.get_context("spawn")
-    # A new process for each: it shares nothing with the one before.
-    with ProcessPoolExecutor(1, mp_context=spawn, max_tasks_per_child=1) as executor:
-        for plan in MEMORY_PLANS:
-            expected = predicted(plan, options).peak
-            assert expected is not None
-            allocated, grown = executor.submit(measured_peaks, plan, options).result()
-            cells = [plan.name, f"{expected / 1e6:.0f}"]
-            for found in (allocated, grown):
-                cells += [f"{found / 1e6:.0f}", f"{expected / found - 1:+.0%}"]
-            lines.append(table_row(cells))
+    columns = ["predicted, MB", "allocated, MB", "error", "growth of the process, MB", "error", "glibc as it is, MB"]
+    lines = table_head(["plan", *columns])
+    for plan in MEMORY_PLANS:
+        expected = predicted(plan, options).peak
+        assert expected is not None
+        allocated, grown = _in_new_process(plan, options, _GIVES_BACK)
+        _, grown_by_default = _in_new_process(plan, options, {})
+        cells = [plan.name, f"{expected / 1e6:.0f}"]
+        for found in (allocated, grown):
+            cells += [f"{found / 1e6:.0f}", f"{expected / found - 1:+.0%}"]
+        lines.append(table_row([*cells, f"{grown_by_default / 1e6:.0f}"]))
     return lines
+
+
+def _in_new_process(plan: Contender, options: argparse.Namespace, variables: dict[str, str]) -> tuple[int, int]:
+    """Returns what `measured_peaks` finds in a process that shares nothing with the one before."""
+    with mock.patch.dict(os.environ, variables):
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(1, mp_context=spawn) as executor:
+            return executor.submit(measured_peaks, plan, options).result()
 
 
 def measured_peaks(plan: Contender, options: argparse.Namespace) -> tuple[int, int]:
@@ -288,7 +333,7 @@ def rate_lines(options: argparse.Namespace) -> list[str]:
     return lines
 
 
-COMMANDS = {"steps": step_lines, "memory": memory_lines, "rates": rate_lines}
+COMMANDS = {"steps": step_lines, "runs": run_lines, "memory": memory_lines, "rates": rate_lines}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -299,6 +344,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--max-length", type=int, default=64, help="tokens per review")
     parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--rows", type=int, default=800, help="rows of a run to train on")
+    parser.add_argument("--evaluation-rows", type=int, default=160, help="rows of a run to evaluate on")
+    parser.add_argument("--epochs", type=int, default=3, help="epochs of a run")
+    parser.add_argument("--repeats", type=int, default=1, help="how often runs are repeated")
     parser.add_argument("--rounds", type=int, default=12, help="steps of each that are kept")
     parser.add_argument("--dropped", type=int, default=3, help="steps of each that come before those")
     options = parser.parse_args(arguments)

@@ -369,6 +369,19 @@ def test_a_cache_that_is_off_yields_the_batch_without_keys(tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(("num_calls", "is_on"), [(1, True), (100, False)], ids=["first call", "every call"])
+def test_a_model_that_rounds_otherwise_in_its_first_call_alone_is_served(
+    num_calls: int, is_on: bool, tmp_path: Path
+) -> None:
+    model = frozen_bert(2)
+    disturbances = iter([1e-3] * num_calls)
+    model.classifier.register_forward_hook(lambda module, args, output: output + next(disturbances, 0) * torch.rand(1))
+    cache = cache_of(model, tmp_path)
+    assert cache.prepare(collate(ROWS)) is is_on
+    assert (cache.reason is None) is is_on
+    cache.close()
+
+
 def test_two_models_are_served_at_once(tmp_path: Path) -> None:
     caches = [cache_of(frozen_bert(depth, seed=depth), tmp_path) for depth in (2, 3)]
     batch = collate(ROWS)
