@@ -144,8 +144,9 @@ def cost_all(options: argparse.Namespace) -> None:
         if name == "autofreeze":
             schedule = {**schedule, "intervals": math.ceil(num_steps / 2)}
         with tempfile.TemporaryDirectory() as folder:
+            shared: dict[str, Any] = {"num_steps": num_steps, "sampling": options.sampling, "folder": Path(folder)}
             trainings = [
-                gathering(copy.deepcopy(model), tokenizer, rows, each, num_steps=num_steps, folder=Path(folder))
+                gathering(copy.deepcopy(model), tokenizer, rows, each, **shared)
                 for each in ({"type": "static"}, schedule)
             ]
             seconds = interleave(
@@ -161,7 +162,14 @@ def cost_all(options: argparse.Namespace) -> None:
 
 
 def gathering(
-    model: Any, tokenizer: Any, rows: Dataset, schedule: Mapping[str, Any], *, num_steps: int, folder: Path
+    model: Any,
+    tokenizer: Any,
+    rows: Dataset,
+    schedule: Mapping[str, Any],
+    *,
+    num_steps: int,
+    sampling: str,
+    folder: Path,
 ) -> Training:
     """Returns a training of everything that stops at a gate before each step."""
     gate = Gate()
@@ -170,7 +178,7 @@ def gathering(
         batch_size=len(rows) // num_steps,
         seed=0,
         max_steps=num_steps,
-        train_sampling_strategy="group_by_length",
+        train_sampling_strategy=sampling,
     )
     trainer = FreezeTrainer(
         model,
@@ -231,6 +239,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     cost = commands.add_parser("cost", parents=[work], help="measure what gathering adds to a step")
     cost.add_argument("--rounds", type=int, default=40, help="rounds of two steps per schedule")
     cost.add_argument("--batch-size", type=int, default=32)
+    cost.add_argument(
+        "--sampling", choices=["random", "group_by_length"], default="random", help="as the Trainer has it"
+    )
     commands.add_parser("report", parents=[shared], help="print the tables")
     return parser.parse_args(arguments)
 
