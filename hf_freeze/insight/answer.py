@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from hf_freeze.config import SearchConfig
-from hf_freeze.insight.confirming import Confirmation, mean_and_error
+from hf_freeze.insight.confirming import Confirmation, gap, mean_and_error
 from hf_freeze.insight.front import Recommendation
 from hf_freeze.insight.outcomes import Trial
 from hf_freeze.insight.plot import draw_front
@@ -21,6 +21,7 @@ PLAN_FILE: Final = "recommended.yaml"
 _MIB: Final = 1 << 20  # bytes
 FULL: Final = "full fine-tuning"
 RECOMMENDED: Final = "recommended"
+BEST: Final = "best of the search"
 
 
 @dataclass(frozen=True)
@@ -115,20 +116,30 @@ class Answer:
         if not self.is_over:
             lines.append("Not all trials have ended; run the same command again to go on.")
         by_name = {found.name: found for found in self.confirmations}
+        if RECOMMENDED in by_name and BEST in by_name and chosen.number != self.recommendation.best.number:
+            lines.append(self._against_best(by_name[RECOMMENDED], by_name[BEST]))
         if RECOMMENDED in by_name and FULL in by_name:
             lines.append(self._against_full(by_name[RECOMMENDED], by_name[FULL]))
         else:
             lines.append("It was not compared with full fine-tuning on the test rows.")
         return tuple(lines)
 
-    def _against_full(self, own: Confirmation, full: Confirmation) -> str:
-        sign = 1 if self.section.direction == "maximize" else -1
-        pairs = zip(full.scores(self.section.metric), own.scores(self.section.metric), strict=True)
-        gains = [sign * (theirs - mine) for theirs, mine in pairs]
-        gain, error = mean_and_error(gains)
-        times = full.seconds / own.seconds
+    def _figures(self, gain: float, error: float, own: Confirmation) -> str:
         name = f"test_{self.section.metric.removeprefix('eval_')}"
-        figures = f"{gain:+.4f} in {name}, standard error {error:.4f} over {len(gains)} seeds"
+        return f"{gain:+.4f} in {name}, standard error {error:.4f} over {len(own.outcomes)} seeds"
+
+    def _against_best(self, own: Confirmation, best: Confirmation) -> str:
+        gain, error = gap(best, own, self.section.metric, self.section.direction, on_test=True)
+        is_within = math.isfinite(error) and gain <= error
+        return (
+            f"The best plan of the search is {'not ' if is_within else ''}more than a standard error ahead of it on "
+            f"the test rows ({self._figures(gain, error, own)})."
+        )
+
+    def _against_full(self, own: Confirmation, full: Confirmation) -> str:
+        gain, error = gap(full, own, self.section.metric, self.section.direction, on_test=True)
+        times = full.seconds / own.seconds
+        figures = self._figures(gain, error, own)
         if gain > (error if math.isfinite(error) else 0.0):
             return (
                 f"Full fine-tuning still wins on the test rows ({figures}): take it where that is worth {times:.1f} "

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from hf_freeze.config import RunConfig, override, to_yaml
 from hf_freeze.config.writing import without_secrets
+from hf_freeze.insight.front import Direction, Recommendation
 from hf_freeze.insight.outcomes import TrialOutcome
 from hf_freeze.insight.study import SearchStudy
 
@@ -54,6 +55,57 @@ def mean_and_error(scores: list[float]) -> tuple[float, float]:
     """
     error = statistics.stdev(scores) / math.sqrt(len(scores)) if len(scores) > 1 else math.nan
     return statistics.mean(scores), error
+
+
+def gap(
+    better: Confirmation, worse: Confirmation, metric: str, direction: Direction, *, on_test: bool
+) -> tuple[float, float]:
+    """Returns by how much one plan is better than another, and the standard error of that, paired by seed.
+
+    Args:
+        better: The one.
+        worse: The other, with the same seeds.
+        metric: The name of a metric on the validation rows, such as `eval_accuracy`.
+        direction: Whether more of it is better.
+        on_test: Whether the test rows are compared, or the validation rows.
+    """
+    sign = 1 if direction == "maximize" else -1
+
+    def scores(found: Confirmation) -> list[float]:
+        return found.scores(metric) if on_test else [outcome.metrics[metric] for outcome in found.outcomes]
+
+    return mean_and_error([sign * (one - other) for one, other in zip(scores(better), scores(worse), strict=True)])
+
+
+def reconsider(
+    found: Recommendation,
+    own: Confirmation,
+    best: Confirmation,
+    metric: str,
+    direction: Direction,
+    *,
+    tolerance: float,
+) -> Recommendation:
+    """Returns the plan to take once seeds tell more than one trial: the best one, where the cheaper one falls behind.
+
+    Only the validation rows decide; the test rows say what the answer is worth.
+
+    Args:
+        found: What single trials recommend.
+        own: What the recommended plan gave with several seeds.
+        best: What the best one gave with the same.
+        metric: The metric on the validation rows.
+        direction: Whether more of it is better.
+        tolerance: How much of it may be given up.
+    """
+    behind, error = gap(best, own, metric, direction, on_test=False)
+    if found.chosen.number == found.best.number or behind <= max(tolerance, error):
+        return found
+    reason = (
+        f"It has the best {metric}. Trial {found.chosen.number} trains faster and came within {tolerance:g} of it, but "
+        f"over {len(own.outcomes)} seeds it is {behind:.4f} behind on the validation rows, standard error {error:.4f}."
+    )
+    return Recommendation(found.best, found.best, 0.0, reason)
 
 
 def confirm(

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 from hf_freeze.config import RunConfig, SearchConfig, override, to_yaml
 from hf_freeze.config.search import NO_ADAPTER
 from hf_freeze.config.writing import plain_sections, without_secrets
-from hf_freeze.errors import ConfigError, PlanError
-from hf_freeze.insight.answer import FULL, RECOMMENDED, Answer, write_answer
-from hf_freeze.insight.confirming import Confirmation, confirm
-from hf_freeze.insight.front import pareto_front, recommend
+from hf_freeze.errors import ConfigError, PlanError, SearchError
+from hf_freeze.insight.answer import BEST, FULL, RECOMMENDED, Answer, write_answer
+from hf_freeze.insight.confirming import Confirmation, confirm, reconsider
+from hf_freeze.insight.front import Recommendation, pareto_front, recommend
 from hf_freeze.insight.outcomes import TrialOutcome
 from hf_freeze.insight.search import Progress, Report, run_trials
 from hf_freeze.insight.space import ADAPTER, DEPTH, Point, Space, config_of, make_space
@@ -42,6 +44,7 @@ def search(config: RunConfig, watch: Callable[[Progress], None] = lambda progres
         SearchError: The study cannot be used, or every trial failed.
     """
     section = _section_of(config)
+    _check_one_process()
     plans = _Plans()
     space = make_space(config, section, plans.carriers)
     _check_depths(config, section, plans)
@@ -83,12 +86,13 @@ def _answer(
     if found is not None and is_over and section.confirm.seeds:
         configs = {
             RECOMMENDED: made(found.chosen.point),
-            "best of the search": made(found.best.point),
+            BEST: made(found.best.point),
             FULL: _full(config, section),
         }
         first = _seed(config)
         seeds = range(first, first + section.confirm.seeds)
         confirmations = confirm(study, configs, lambda each: runner.train(each, on_test=True), seeds=seeds)
+        found, confirmations = _reconsidered(found, confirmations, section)
     front = pareto_front(trials, section.metric, section.direction)
     answer = Answer(section, space.axes, tuple(trials), tuple(front), found, confirmations, is_over=is_over)
     folder = Path(str(config.training["output_dir"]))
@@ -97,6 +101,21 @@ def _answer(
     plan = {"training.output_dir": str(folder / "recommended")}
     chosen = without_secrets(override(made(found.chosen.point), plan, source="search"))
     return write_answer(answer, folder, to_yaml(chosen))
+
+
+def _reconsidered(
+    found: Recommendation, confirmations: tuple[Confirmation, ...], section: SearchConfig
+) -> tuple[Recommendation, tuple[Confirmation, ...]]:
+    """Returns the plan to take after the confirmation, and the confirmations by what the plans are by then."""
+    by_name = {each.name: each for each in confirmations}
+    if not {RECOMMENDED, BEST} <= by_name.keys():
+        return found, confirmations
+    own, best = by_name[RECOMMENDED], by_name[BEST]
+    final = reconsider(found, own, best, section.metric, section.direction, tolerance=section.tolerance)
+    if final is found:
+        return found, confirmations
+    renamed = {RECOMMENDED: f"trial {found.chosen.number}, which is cheaper", BEST: RECOMMENDED}
+    return final, tuple(replace(each, name=renamed.get(each.name, each.name)) for each in confirmations)
 
 
 class _Plans:
@@ -133,6 +152,17 @@ def _section_of(config: RunConfig) -> SearchConfig:
             "{depths: [2, 3, 4], learning_rates: [1e-4, 3e-4]}. Add it."
         )
     return config.search
+
+
+def _check_one_process() -> None:
+    """Raises where a launcher has started several processes for one run: trials would be trained by all together."""
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count > 1:
+        raise SearchError(
+            f"search: each process trains trials of its own; got a launcher that started {count} for one run. "
+            "Processes that are started by themselves share a study. Run `hf-freeze search` once for each device, without "
+            "`accelerate launch`."
+        )
 
 
 def _seed(config: RunConfig) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -77,6 +79,7 @@ class TrialRunner:
             run = self._make(config)
             trainer = run.trainer
             self._fill(run)
+            _give_back_memory()
             reporting = _Reporting(report)
             trainer.add_callback(reporting)
             start = time.perf_counter()
@@ -216,6 +219,14 @@ class PeakMemory:
             self.peak = max(self.peak, found["rss"] - found.get("shared", 0))
             if self._ends.wait(_INTERVAL):
                 return
+
+
+def _give_back_memory() -> None:
+    """Has the allocator give back what is free, where it can: else a trial seems to take what an earlier one left."""
+    gc.collect()
+    trim: Any = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:  # A function of glibc.
+        trim(0)
 
 
 @contextmanager

@@ -209,6 +209,18 @@ class TestRefusals:
             ),
         )
 
+    def test_a_launcher_of_several_processes_is_refused(self, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        result = call("search", config)
+        assert (result.exit_code, result.stderr) == (
+            2,
+            (
+                "search: each process trains trials of its own; got a launcher that started 2 for one run. Processes "
+                "that are started by themselves share a study. Run `hf-freeze search` once for each device, without "
+                "`accelerate launch`.\n"
+            ),
+        )
+
     def test_a_study_of_another_config_is_refused(self, config: Path, answer: Answer) -> None:
         result = call("search", config, "training.num_train_epochs=3")
         study = config.parent / "out" / "study.db"

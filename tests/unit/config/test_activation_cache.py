@@ -10,13 +10,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from ruamel.yaml import YAML
 
 from hf_freeze.config import ActivationCacheConfig, json_schema, load_config, parse_config, parse_section, to_yaml
 from hf_freeze.config.problems import ProblemsFound
 from hf_freeze.config.sizes import SIZE_SCHEMA, read_size, spell_size
 from hf_freeze.errors import ConfigError
-from tests.conftest import REPOSITORY
 from tests.unit.config.smallest import CONFIG
 
 UNITS = "Units: B, kB, MB, GB, TB, KiB, MiB, GiB, TiB."
@@ -164,14 +162,6 @@ def test_sizes_can_be_given_on_the_command_line(tmp_path: Path, override: str) -
 def test_sizes_are_spelled_in_the_largest_unit_that_fits() -> None:
     spelled = [spell_size(size) for size in (0, 999, 1000, 999_949, 999_950, 1_500_000_000, 10**12, 12 * 10**15)]
     assert spelled == ["0 B", "999 B", "1.0 kB", "999.9 kB", "1.0 MB", "1.5 GB", "1.0 TB", "12000.0 TB"]
-
-
-def test_the_document_has_every_key_and_its_default() -> None:
-    text = (REPOSITORY / "docs" / "defaults.md").read_text(encoding="utf-8").partition("keys of `activation_cache`")[2]
-    defaults = dict(re.findall(r"^\| `(\w+)` \| `(\w+)` \|", text, re.MULTILINE))
-    assert {key: YAML(typ="safe").load(value) for key, value in defaults.items()} == (
-        ActivationCacheConfig().model_dump()
-    )
 
 
 class TestSchema:
