@@ -2,7 +2,7 @@
 
 - `full`: one run of full fine-tuning.
 - `search`: the search with the activation cache, which begins empty.
-- `uncached`: the same search, which trains the same plans, without it.
+- `uncached`: the same search without it; plans that freeze much are dearer then, so that depths get other shares.
 
 Parts can be measured one at a time: what each took is kept in `--folder`, and the report covers all. A search is
 timed from its start to its answer, without the confirmation, which `--seeds` asks for in a run of its own. With

@@ -160,8 +160,8 @@ def _check_one_process() -> None:
     if count > 1:
         raise SearchError(
             f"search: each process trains trials of its own; got a launcher that started {count} for one run. "
-            "Processes that are started by themselves share a study. Run `hf-freeze search` once for each device, without "
-            "`accelerate launch`."
+            "Processes that are started by themselves share a study. Run `hf-freeze search` once for each device, "
+            "without `accelerate launch`."
         )
 
 
