@@ -26,10 +26,19 @@ def config_of(name: str, where: Mapping[str, Any], *, trust_remote_code: bool) -
         trust_remote_code: Whether code that comes with the model may run.
 
     Raises:
-        ConfigError: There is none that Transformers knows.
+        ConfigError: There is none that Transformers knows, or it comes with code that may not run.
     """
     try:
+        plain, _ = PreTrainedConfig.get_config_dict(name, **where)
+        if not trust_remote_code and plain.get("model_type") not in CONFIG_MAPPING and plain.get("auto_map"):
+            raise ConfigError(
+                f"{name}: this model comes with code of its own, which does not run unless you trust it; got the "
+                f"model_type {plain.get('model_type')!r}, which transformers {transformers.__version__} does not have. "
+                "Read the code, and set trust_remote_code."
+            )
         config: PreTrainedConfig = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, **where)
+    except ConfigError:
+        raise
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0].rstrip(".")
         raise ConfigError(

@@ -17,6 +17,7 @@ from huggingface_hub import HfApi
 from transformers import Trainer
 from transformers.trainer_utils import HubStrategy, SaveStrategy
 
+from hf_freeze.errors import ConfigError, FreezeError
 from hf_freeze.training.uploading import (
     CLIENT_ERRORS,
     Files,
@@ -55,21 +56,34 @@ class PushingMixin(_Base):
             ConfigError: No repo can have this name.
             ShareError: The Hub refuses, or cannot be reached.
         """
+        # All processes leave together where the first one fails: the others would wait for it.
+        (outcome,) = broadcast_object_list([self._prepared_repo(token, private)])
+        if isinstance(outcome, FreezeError):
+            raise outcome
+        self.hub_model_id = outcome
+        if self.is_world_process_zero():
+            self._uploads = HfApi()  # It uploads one push after the other.
+
+    def _prepared_repo(self, token: str | None, private: bool | None) -> str | FreezeError | None:
+        """Returns the full name of the repo, once it is there, or what is wrong; None in all but the first process."""
         if not self.is_world_process_zero():
-            return
+            return None
         repo_id = self.args.hub_model_id or Path(str(self.args.output_dir)).absolute().name
-        check_repo_id(repo_id)
         try:
-            self.hub_model_id = prepare_repo(
+            check_repo_id(repo_id)
+            return prepare_repo(
                 repo_id,
                 private=private if private is not None else self.args.hub_private_repo,
                 revision=self.args.hub_revision,
                 token=token if token is not None else self.args.hub_token,
             )
+        except ConfigError as error:
+            return error
         except CLIENT_ERRORS as error:
             remedy = "Then start again, or train with push_to_hub off and push the run when it is done."
-            raise share_error(error, repo_id=repo_id, remedy=remedy) from error
-        self._uploads = HfApi()  # It uploads one push after the other.
+            refusal = share_error(error, repo_id=repo_id, remedy=remedy)
+            refusal.__cause__ = error
+            return refusal
 
     def push_to_hub(
         self,
@@ -135,7 +149,8 @@ class PushingMixin(_Base):
         staged = Path(str(self.args.output_dir), f"_push-{self.state.global_step}")
         self.save_model(str(staged), _internal_call=True)
         if not self.is_world_process_zero():
-            shutil.rmtree(staged, ignore_errors=True)
+            if self.args.should_save:  # one of another node, which saves on a disk of its own
+                shutil.rmtree(staged, ignore_errors=True)
             return
         files = pushed_files(staged, str(self.hub_model_id))
         if strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):

@@ -10,8 +10,9 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from tests.conftest import REPOSITORY
 from tests.distributed.training_run import Record, Run
@@ -77,20 +78,31 @@ def _start(runs: Sequence[Run], folder: Path, backend: str) -> None:
         "folder": str(folder),
         "runs": [dataclasses.asdict(run) for run in runs],
     }
+    start(WORKER, task, environment=os.environ)
+
+
+def start(worker: Path, task: Mapping[str, Any], *, environment: Mapping[str, str]) -> str:
+    """Has two processes carry a task out, and returns what they wrote to standard error.
+
+    Args:
+        worker: The script, which takes the task as JSON.
+        task: The task; `backend` is "ddp" or "fsdp2".
+        environment: Environment variables.
+    """
     command = [sys.executable, "-m"]
-    if backend == "ddp":
+    if task["backend"] == "ddp":
         config = REPOSITORY / "accelerate_configs" / "two_cpu.yaml"
         command += ["accelerate.commands.accelerate_cli", "launch", "--config_file", str(config)]
         command += ["--main_process_port", str(free_port())]
     else:
         command += ["torch.distributed.run", "--standalone", "--nproc_per_node", str(NUM_PROCESSES)]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(REPOSITORY)}
     finished = subprocess.run(
-        [*command, str(WORKER), json.dumps(task)],
-        env=environment,
+        [*command, str(worker), json.dumps(task)],
+        env={**environment, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(REPOSITORY)},
         check=False,
         capture_output=True,
         text=True,
         timeout=240,
     )
     assert finished.returncode == 0, finished.stderr[-6000:]
+    return finished.stderr
