@@ -16,7 +16,7 @@ from tests.distributed.launching import NUM_PROCESSES, start
 WORKER = Path(__file__).with_name("pushing_run.py")
 
 
-@pytest.mark.parametrize("backend", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("backend", ["ddp", pytest.param("fsdp2", marks=pytest.mark.slow)])
 def test_one_process_pushes_and_none_hangs_where_it_fails(tmp_path: Path, backend: str) -> None:
     model = tiny_run.write_model(tmp_path / "tiny")
     with hub_server.serve() as hub:
