@@ -14,6 +14,7 @@ from hf_freeze.cli import cache, check, export, merge, push, verify
 from hf_freeze.cli.cost import print_comparison, print_cost, print_json
 from hf_freeze.cli.search import print_answer, shown_progress
 from hf_freeze.cli.terminal import errors_on_stderr, new_console, new_grid, print_grid, print_lines, say
+from hf_freeze.cli.timeline import print_timeline
 from hf_freeze.config import RunConfig, json_schema, load_config
 from hf_freeze.insight.packages import require_packages
 
@@ -145,6 +146,8 @@ def plan(
         else:
             table, cost = plans[0]
             _print_plan(table)
+            if table.schedule is not None:
+                print_timeline(console, table.schedule, cost.schedule)
             print_cost(console, cost)
 
 

@@ -240,6 +240,26 @@ class Seconds:
 
 
 @dataclass(frozen=True)
+class ScheduleCost:
+    """What a run costs under a schedule, from the freeze state of every step.
+
+    Each is a pair: for the course that freezes least and for the one that freezes most. They are equal where nothing is
+    decided while training.
+
+    Attributes:
+        mean_depth: The depth of the frozen prefix, in blocks, as a mean over the steps.
+        over_full: The speed-up of the whole run over full fine-tuning.
+        cached_over_full: The same with the activation cache wherever it is faster; None where it is off.
+        seconds: How long the run takes, in seconds; None where no steps were measured.
+    """
+
+    mean_depth: tuple[float, float]
+    over_full: tuple[float, float]
+    cached_over_full: tuple[float, float] | None = None
+    seconds: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
 class PlanCost:
     """What a plan costs, told before training.
 
@@ -260,6 +280,8 @@ class PlanCost:
         cached_over_full: The speed-up over full fine-tuning with the activation cache.
         cached_over_loop: The speed-up over the frozen loop with the activation cache.
         seconds: What measured steps tell; None where none were measured.
+        schedule: What the run costs under its schedule, where all else is for the plan as training starts; None where
+            nothing changes.
         notes: What could not be told, a sentence each.
     """
 
@@ -279,6 +301,7 @@ class PlanCost:
     cached_over_full: Speedup | None = None
     cached_over_loop: Speedup | None = None
     seconds: Seconds | None = None
+    schedule: ScheduleCost | None = None
     notes: tuple[str, ...] = ()
 
     @property

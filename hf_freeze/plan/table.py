@@ -31,6 +31,42 @@ class PlanRow:
 
 
 @dataclass(frozen=True)
+class ScheduleRow:
+    """Steps of a schedule in which what is frozen stays as it is.
+
+    Attributes:
+        first_step: Optimizer steps that are done when they begin.
+        share: The share of the run that is done then, from 0 to 1.
+        frozen: The roles that are frozen, neighbouring blocks as one, such as `blocks[1-3]`.
+        depth: The depth of the frozen prefix, in blocks.
+    """
+
+    first_step: int
+    share: float
+    frozen: tuple[str, ...]
+    depth: int
+
+
+@dataclass(frozen=True)
+class ScheduleTable:
+    """A schedule for a reader.
+
+    Attributes:
+        type: Its name.
+        num_steps: Optimizer steps of the run.
+        is_adaptive: Whether what is frozen is decided while training.
+        rows: What is frozen when; for an adaptive schedule what is frozen at least, and what at most.
+        note: What the number of steps is assumed from; None where it is known.
+    """
+
+    type: str
+    num_steps: int
+    is_adaptive: bool
+    rows: tuple[ScheduleRow, ...]
+    note: str | None = None
+
+
+@dataclass(frozen=True)
 class PlanTable:
     """A plan for a reader.
 
@@ -40,6 +76,7 @@ class PlanTable:
         backward: A sentence that says where the backward pass stops.
         notes: What else is worth knowing, a sentence each.
         cache: What the activation cache would hold, a sentence each.
+        schedule: What is frozen when; None where nothing changes.
     """
 
     model_class: str
@@ -47,6 +84,7 @@ class PlanTable:
     backward: str
     notes: tuple[str, ...] = ()
     cache: tuple[str, ...] = ()
+    schedule: ScheduleTable | None = None
 
     @property
     def num_parameters(self) -> int:
@@ -115,6 +153,20 @@ def plan_table(plan: FreezePlan, factors: Mapping[str, float]) -> PlanTable:
         total, training, treatment, factor = facts[members[0]]
         rows.append(PlanRow(roles, total * len(members), training * len(members), treatment, factor))
     return PlanTable(plan.layout.model_class, tuple(rows), _backward(plan), _ended_prefix(plan))
+
+
+def schedule_row(plan: FreezePlan, first_step: int, num_steps: int) -> ScheduleRow:
+    """Returns what is frozen from a step on.
+
+    Args:
+        plan: The plan in its freeze state from there on.
+        first_step: Optimizer steps that are done.
+        num_steps: Optimizer steps in all.
+    """
+    frozen = set(plan.start.frozen)
+    found = role_ranges(plan.layout, {role: role in frozen for role in plan.treatments})
+    roles = tuple(roles for roles, members in found if members[0] in frozen)
+    return ScheduleRow(first_step, first_step / num_steps, roles, plan.depth)
 
 
 def layout_table(layout: Layout) -> LayoutTable:

@@ -16,14 +16,16 @@ from hf_freeze.activation_cache.records import STORED_DTYPES
 from hf_freeze.activation_cache.store import size_in_file
 from hf_freeze.errors import ConfigError
 from hf_freeze.plan.apply import apply_plan
-from hf_freeze.plan.cost import CacheCost, PlanCost, optimizer_work, peak_bytes, prefix_roles, role_costs
+from hf_freeze.plan.cost import CacheCost, PlanCost, added_up, optimizer_work, peak_bytes, prefix_roles, role_costs
 from hf_freeze.plan.optimizer_state import optimizer_kind
 from hf_freeze.plan.places import ROLE_EMBEDDINGS
 from hf_freeze.plan.prepare import freeze_model
+from hf_freeze.plan.resolve import FreezePlan
 from hf_freeze.plan.table import PlanTable
 from hf_freeze.plan.timing import DEFAULT_RATES, HALF_PRECISION_FACTORS, Rates, RunLength, Speedup, Timing, timing
 from hf_freeze.plan.tracing import StepTrace, trace_step
 from hf_freeze.run.batches import Batch, batches_of, width
+from hf_freeze.run.outlining import outlined, schedule_cost
 from hf_freeze.run.planning import Prepared, empty_model, prepare, prepared_table, request_for
 from hf_freeze.run.processes import processes_of
 from hf_freeze.run.profiling import with_seconds
@@ -92,6 +94,8 @@ def priced_plan(
     """
     made = prepare(target, overrides)
     table, cost = prepared_table(made), prepared_cost(made, accelerate_config=accelerate_config)
+    if (found := outlined(made, num_processes=cost.processes.count)) is not None:
+        table = replace(table, schedule=found.table)
     return table, with_seconds(cost, made, target=target) if measures else cost
 
 
@@ -178,7 +182,8 @@ def prepared_cost(made: Prepared, *, accelerate_config: str | None = None, rates
     length = settings.run_length(lengths, num_processes=processes.count) if lengths is not None else None
     cost = _with_peaks(cost, made, traces, accumulates=settings.accumulation > 1)
     rates = rates or _rates(processes.device, processes.precision)
-    return _with_speed(cost, made, traces, settings, length, lengths, rates)
+    cost = _with_speed(cost, made, traces, settings, length, lengths, rates)
+    return _with_schedule(cost, made, traces, settings, length, rates, typical)
 
 
 def _rates(device: str, precision: str) -> Rates:
@@ -275,6 +280,39 @@ def _with_speed(
     if length is None or lengths is None:
         return cost
     return replace(cost, cache=_cache_cost(made, traces, plan, length, lengths))
+
+
+def _with_schedule(
+    cost: PlanCost,
+    made: Prepared,
+    traces: Traces,
+    settings: Settings,
+    length: RunLength | None,
+    rates: Rates,
+    batch: Batch,
+) -> PlanCost:
+    found = outlined(made, num_processes=cost.processes.count)
+    if found is None:
+        return cost
+    optimizer = optimizer_kind(settings.optimizer, settings.optimizer_options)
+    half, on_gpu = _HALVES.get(cost.processes.precision), cost.processes.device != "cpu"
+
+    def timed(plan: FreezePlan) -> tuple[Timing, bool]:
+        apply_plan(made.model, plan)
+        made.model.train()
+        step = trace_step(made.model, batch, autocast=half, fuses_attention=on_gpu)
+        total = added_up("all", role_costs(plan, optimizer=optimizer, processes=cost.processes))
+        update = optimizer_work(total.gradients, total.optimizer, clips=settings.clips)
+        prefix, accumulation = prefix_roles(plan), settings.accumulation
+        is_on = made.request.activation_cache.enabled is not False and reason_of_plan(plan) is None
+        parts = timing(step, traces.evaluation, rates=rates, update=update, accumulation=accumulation, prefix=prefix)
+        return parts, is_on
+
+    everything = optimizer_work(cost.total.weights, 2 * cost.total.weights, clips=settings.clips)
+    full = timing(traces.full, traces.evaluation, rates=rates, update=everything, accumulation=settings.accumulation)
+    cost = replace(cost, schedule=schedule_cost(found, length, full, timed))
+    apply_plan(made.model, found.scheduled.start)
+    return cost
 
 
 def _speedup(other: Timing, own: Timing, length: RunLength | None, *, cached: bool = False) -> Speedup:

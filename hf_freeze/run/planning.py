@@ -37,7 +37,7 @@ from hf_freeze.plan.resolve import FreezePlan
 from hf_freeze.plan.table import LayoutTable, PlanTable, layout_table, plan_table
 from hf_freeze.run.choosing import chosen_by_weights, undecided_note
 from hf_freeze.tasks import LoadedModel, PreparedData, Task, get_task
-from hf_freeze.training.scheduled import schedule_plan
+from hf_freeze.training.scheduled import Scheduled, schedule_plan
 
 _TWO_LABELS: Final = "The head is counted with 2 labels: data.labels does not say how many there are."
 
@@ -66,6 +66,7 @@ class Prepared:
         tokenizer: The tokenizer; None where there are no rows.
         problem: Why the data cannot be read; None where it can or need not.
         notes: What was chosen automatically, or that it is still to be chosen, a sentence each.
+        scheduled: The schedule; None where nothing changes.
     """
 
     request: PlanRequest
@@ -76,6 +77,7 @@ class Prepared:
     tokenizer: PreTrainedTokenizerBase | None = None
     problem: str | None = None
     notes: tuple[str, ...] = ()
+    scheduled: Scheduled | None = None
 
     @property
     def plan(self) -> FreezePlan:
@@ -103,8 +105,8 @@ def prepare(target: str, overrides: Iterable[str] = ()) -> Prepared:
     """
     request, data, training, num_labels = request_for(target, overrides)
     request, notes = _with_choice(request, num_labels=num_labels or 2)
-    model = frozen_empty_model(request, num_labels=num_labels or 2)
-    made = Prepared(request, training, num_labels, model, notes=notes)
+    model, scheduled = _frozen_and_scheduled(request, num_labels=num_labels or 2)
+    made = Prepared(request, training, num_labels, model, notes=notes, scheduled=scheduled)
     if data is None:
         return made
     try:
@@ -281,6 +283,10 @@ def empty_plan(request: PlanRequest, *, num_labels: int) -> FreezePlan:
 
 def frozen_empty_model(request: PlanRequest, *, num_labels: int) -> nn.Module:
     """Makes the model of a plan without weights, as training starts: frozen and with its adapters."""
+    return _frozen_and_scheduled(request, num_labels=num_labels)[0]
+
+
+def _frozen_and_scheduled(request: PlanRequest, *, num_labels: int) -> tuple[nn.Module, Scheduled | None]:
     model = empty_model(request.model, num_labels=num_labels)
     section = request.freeze
     if section is not None and section.automatic is not None:
@@ -290,7 +296,7 @@ def frozen_empty_model(request: PlanRequest, *, num_labels: int) -> nn.Module:
     scheduled = schedule_plan(plan_of(frozen), request.schedule, section, seed=TrainingArguments.seed)
     if scheduled is not None:
         apply_plan(frozen, scheduled.start)
-    return frozen
+    return frozen, scheduled
 
 
 def empty_model(model: ModelConfig, *, num_labels: int) -> PreTrainedModel:

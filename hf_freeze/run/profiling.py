@@ -10,7 +10,7 @@ import torch
 
 from hf_freeze.errors import ConfigError
 from hf_freeze.plan.apply import apply_plan, plan_of
-from hf_freeze.plan.cost import PlanCost, Seconds
+from hf_freeze.plan.cost import PlanCost, ScheduleCost, Seconds
 from hf_freeze.plan.prepare import freeze_model
 from hf_freeze.plan.timing import Speedup, Timing
 from hf_freeze.run.batches import batches_of
@@ -89,4 +89,11 @@ def _with_timings(cost: PlanCost, plan: Timing, full: Timing, loop: Timing, leng
             full_step=full.step,
             loop_step=loop.step,
         ),
+        schedule=None if cost.schedule is None else _with_run(cost.schedule, full.run(length)),
     )
+
+
+def _with_run(schedule: ScheduleCost, full: float) -> ScheduleCost:
+    """Returns the cost of a schedule with its seconds, from those of full fine-tuning."""
+    slow, fast = schedule.over_full if schedule.cached_over_full is None else schedule.cached_over_full
+    return replace(schedule, seconds=(full / slow, full / fast))

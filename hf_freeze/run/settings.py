@@ -13,8 +13,11 @@ from transformers.training_args import OptimizerNames
 
 from hf_freeze.activation_cache.rows import expected_maximum, token_lengths
 from hf_freeze.plan.timing import RunLength
+from hf_freeze.schedules import RunLength as ScheduledLength
 from hf_freeze.tasks import PreparedData
 
+# Steps of a run whose rows are not known.
+ASSUMED_STEPS: Final = 1000
 _DEFAULTS: Final[Mapping[str, Any]] = {field.name: field.default for field in dataclasses.fields(TrainingArguments)}
 
 
@@ -54,6 +57,10 @@ class Settings:
         if isinstance(given, Mapping):
             return {str(name): str(value) for name, value in given.items()}
         return dict(part.strip().split("=", 1) for part in str(given).split(",") if "=" in part)
+
+    @property
+    def _eval_strategy(self) -> str:
+        return str(getattr(self._values["eval_strategy"], "value", self._values["eval_strategy"]))
 
     def precision(self, of_processes: str) -> str:
         """Returns `no`, `fp16` or `bf16`: the training section wins over the accelerate config."""
@@ -98,8 +105,25 @@ class Settings:
             build_batches=built / tokens_a_batch / num_processes,
         )
 
+    def scheduled_length(self, lengths: Lengths | None, *, num_processes: int) -> ScheduledLength:
+        """Returns how long a run is for its schedule; a length is assumed where the rows are not known.
+
+        Args:
+            lengths: How long rows are; None where there are none.
+            num_processes: How many processes share the rows.
+        """
+        num_steps, num_epochs = int(self._values["max_steps"]), float(self._values["num_train_epochs"])
+        evaluates = lengths is None or self._eval_strategy != "no"
+        if lengths is None:
+            return ScheduledLength(num_steps if num_steps > 0 else ASSUMED_STEPS, num_epochs, evaluates)
+        batches = math.ceil(len(lengths.train) / (self.batch_size * num_processes))
+        steps_an_epoch = math.ceil(batches / self.accumulation)
+        if num_steps > 0:
+            return ScheduledLength(num_steps, num_steps / steps_an_epoch, evaluates)
+        return ScheduledLength(math.ceil(steps_an_epoch * num_epochs), num_epochs, evaluates)
+
     def _num_evaluations(self, num_steps: int, steps_an_epoch: int) -> int:
-        strategy = str(getattr(self._values["eval_strategy"], "value", self._values["eval_strategy"]))
+        strategy = self._eval_strategy
         first = int(bool(self._values["eval_on_start"]))
         if strategy == "epoch":
             return first + math.ceil(num_steps / steps_an_epoch)

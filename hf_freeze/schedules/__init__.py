@@ -11,6 +11,7 @@ from hf_freeze.schedules import (
     rotating,
     static,
 )
+from hf_freeze.schedules.outline import Outline, Stretch
 from hf_freeze.schedules.registry import make_schedule, register_schedule, schedule_names
 from hf_freeze.schedules.schedule import Choice, Course, Moment, RunLength, Schedule
 from hf_freeze.schedules.statistics import Statistics
@@ -20,10 +21,12 @@ __all__ = [
     "Choice",
     "Course",
     "Moment",
+    "Outline",
     "RunLength",
     "Schedule",
     "ScheduleOptions",
     "Statistics",
+    "Stretch",
     "Transition",
     "autofreeze",
     "gradual_unfreeze",

@@ -47,6 +47,13 @@ class FreezingSchedule(Schedule):
         """How many more blocks may be frozen."""
         return sum(block in self.course.blocks[: self.ceiling] for block in self.active)
 
+    @property
+    def bounds(self) -> tuple[frozenset[str], frozenset[str]]:
+        """What is frozen at the start, and that with all blocks up to the ceiling."""
+        blocks = self.course.blocks[: self.ceiling]
+        follows = bool(blocks) and self.course.embeddings_follow
+        return self.start, self.start.union(blocks, [EMBEDDINGS] if follows else [])
+
     def begin(self, run: RunLength) -> None:
         """Checks that blocks are left to freeze, and that one goes on training.
 

@@ -13,9 +13,10 @@ from typing import Any, ClassVar
 
 from hf_freeze.config.freeze import FreezeConfig
 from hf_freeze.config.schedule import ScheduleOptions
+from hf_freeze.schedules.outline import Outline, Stretch
 from hf_freeze.schedules.statistics import Statistics
 
-EMBEDDINGS = "embeddings"
+EMBEDDINGS, HEAD = "embeddings", "head"
 
 
 @dataclass(frozen=True)
@@ -174,6 +175,40 @@ class Schedule:
             moment: How far training is, without statistics.
         """
         return True
+
+    @property
+    def bounds(self) -> tuple[frozenset[str], frozenset[str]]:
+        """The roles that are frozen at every moment, and those that are frozen at one moment at most.
+
+        They are shown before training where what is frozen is decided while training.
+        """
+        never = frozenset(self.course.roles) - self.may_train
+        return never, (frozenset(self.course.roles) - {HEAD}) | self.start
+
+    def outline(self, run: RunLength) -> Outline:
+        """Returns the course of the schedule as far as it is known before training.
+
+        A schedule that needs metrics or statistics decides while training: then it is its bounds. Any other decides
+        from the moment alone, and is asked for every step of the run.
+
+        Args:
+            run: How long training will be.
+
+        Raises:
+            PlanError: The schedule does not fit the length of the run.
+        """
+        fresh = type(self)(self.options, self.course)
+        fresh.begin(run)
+        if fresh.needs or fresh.needs_metrics:
+            least, most = fresh.bounds
+            return Outline((Stretch(0, least),), (Stretch(0, most),), is_adaptive=True)
+        stretches = [Stretch(0, fresh.start)]
+        for step in range(run.num_steps):
+            moment = Moment(step, run.num_steps, step * run.num_epochs / run.num_steps, run.num_epochs)
+            choice = fresh.decide(moment)
+            if choice is not None and choice.frozen != stretches[-1].frozen:
+                stretches = [*(stretches if step else ()), Stretch(step, choice.frozen)]
+        return Outline(tuple(stretches), tuple(stretches), is_adaptive=False)
 
     def lr_factors(self, moment: Moment) -> Mapping[str, float]:
         """Returns the factor on the learning rate of each role for the next step; 1 for what is not in it.

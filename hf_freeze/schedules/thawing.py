@@ -94,6 +94,11 @@ class ThawingSchedule(Schedule):
         return (frozenset(self.course.roles) - self.start) | self._thawing.released
 
     @property
+    def bounds(self) -> tuple[frozenset[str], frozenset[str]]:
+        """What stays frozen once all that can be released is, and what is frozen at the start."""
+        return self.start - self._thawing.released, self.start
+
+    @property
     def warmup(self) -> int:
         """Steps over which the learning rate of a released block rises."""
         warmup: int = self.options.warmup
