@@ -13,6 +13,7 @@ from pydantic import (
     AfterValidator,
     ConfigDict,
     Field,
+    GetJsonSchemaHandler,
     PlainSerializer,
     PlainValidator,
     Strict,
@@ -20,6 +21,8 @@ from pydantic import (
     WithJsonSchema,
     model_validator,
 )
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from hf_freeze.config.freeze import FreezeConfig
 from hf_freeze.config.options import as_plain
@@ -315,6 +318,18 @@ class ScheduleConfig(Section):
         declared = SCHEDULE_OPTIONS.get(name) if isinstance(name, str) else None
         given = {key: value for key, value in given.items() if key != "type"}
         return [] if declared is None else option_problems(declared, given)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """Returns one entry for each schedule with its options, and one for those of the user."""
+        entries = []
+        for name, options in sorted(SCHEDULE_OPTIONS.items()):
+            declared = handler.resolve_ref_schema(handler(options.__pydantic_core_schema__))
+            properties = {"type": {"const": name}, **declared.get("properties", {})}
+            # The type may stand in the file that a config extends.
+            entries.append({**declared, "title": name, "properties": properties, "required": []})
+        own = {"type": "object", "title": "own", "properties": {"type": {"type": "string", "pattern": _OWN.pattern}}}
+        return {"description": cls.__doc__, "anyOf": [*entries, {**own, "required": ["type"]}]}
 
     @property
     def options(self) -> dict[str, Any]:

@@ -45,10 +45,27 @@ Adapter = Annotated[
         {"anyOf": [{"const": NO_ADAPTER}, {"type": "object", "properties": {"peft_type": {"type": "string"}}}]}
     ),
 ]
+
+
+def _schedule(given: object) -> dict[str, Any]:
+    if isinstance(given, str):
+        return {"type": given}
+    if not isinstance(given, Mapping) or "type" not in given:
+        text = f"is no schedule; got {shown(given)}. It takes the name of one, or a mapping with type, as in schedule."
+        raise ProblemsFound([Problem((), text)])
+    return dict(as_plain(given))
+
+
+Schedule = Annotated[
+    dict[str, Any],
+    PlainValidator(_schedule),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "object", "properties": {"type": {"type": "string"}}}]}),
+]
 IsAxis = AfterValidator(_axis)
 Depths = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Strict(False), IsAxis]
 Rates = Annotated[tuple[Annotated[float, Field(gt=0)], ...], Strict(False), IsAxis]
 Adapters = Annotated[tuple[Adapter, ...], Strict(False), IsAxis]
+Schedules = Annotated[tuple[Schedule, ...], Strict(False), IsAxis]
 Axis = Annotated[tuple[Annotated[Any, AfterValidator(as_plain)], ...], Strict(False), IsAxis]
 
 
@@ -70,6 +87,9 @@ class SearchConfig(Section):
     learning_rates: Rates | None = Field(None, description="List of values of training.learning_rate; null: its own.")
     adapters: Adapters | None = Field(
         None, description="List of adapters for the blocks that train, each none or as in adapters; null: as there."
+    )
+    schedules: Schedules | None = Field(
+        None, description="List of schedules, each a name or as in schedule, such as static; null: as there."
     )
     axes: dict[str, Axis] = Field({}, description="Lists of values of further keys, such as training.weight_decay.")
     trials: int = Field(20, gt=0, description="Number of trials above 0.")
@@ -95,7 +115,7 @@ class SearchConfig(Section):
 
     @model_validator(mode="after")
     def _has_an_axis(self) -> Self:
-        if not (self.depths or self.learning_rates or self.adapters or self.axes):
-            what = "has nothing to vary; got no depths, learning_rates, adapters or axes. Give one of them."
+        if not (self.depths or self.learning_rates or self.adapters or self.schedules or self.axes):
+            what = "has nothing to vary; got no depths, learning_rates, adapters, schedules or axes. Give one of them."
             raise ProblemsFound([Problem((), what)])
         return self

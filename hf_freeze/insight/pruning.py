@@ -11,7 +11,7 @@ from optuna.pruners import BasePruner
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from hf_freeze.insight.space import DEPTH
+from hf_freeze.insight.space import DEPTH, SCHEDULE
 
 _REDUCTION: Final = 2
 
@@ -81,7 +81,9 @@ def _num_evaluations(trials: Sequence[FrozenTrial]) -> float:
 
 
 def _is_comparable(trial: FrozenTrial, other: FrozenTrial) -> bool:
-    """Returns whether the other one freezes at least as much."""
+    """Returns whether the other one freezes at least as much, under the same schedule."""
+    if other.params.get(SCHEDULE) != trial.params.get(SCHEDULE):
+        return False
     return DEPTH not in trial.params or int(other.params.get(DEPTH, -1)) >= int(trial.params[DEPTH])
 
 

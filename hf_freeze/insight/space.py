@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from hf_freeze.config import RunConfig, SearchConfig, override
+from hf_freeze.config import RunConfig, ScheduleConfig, SearchConfig, override, parse_section
 from hf_freeze.config.search import NO_ADAPTER
 from hf_freeze.errors import ConfigError
 
 DEPTH: Final = "depth"
 LEARNING_RATE: Final = "learning_rate"
 ADAPTER: Final = "adapter"
+SCHEDULE: Final = "schedule"
 
 Choice = str | int | float | bool | None
 Point = Mapping[str, Choice]
@@ -125,6 +126,8 @@ def config_of(config: RunConfig, axes: Iterable[Axis], point: Point, *, carriers
             adapter = axis, axis.values.get(point[ADAPTER], NO_ADAPTER)
         elif axis.name == DEPTH:
             made = override(made, {"freeze.blocks": {"first": axis.values[point[DEPTH]]}}, source=axis.source)
+        elif axis.name == SCHEDULE:
+            made = made.model_copy(update={"schedule": _scheduled(axis, axis.values[point[SCHEDULE]])})
         else:
             key = "training.learning_rate" if axis.name == LEARNING_RATE else axis.name
             made = override(made, {key: axis.values[point[axis.name]]}, source=axis.source)
@@ -136,6 +139,14 @@ def config_of(config: RunConfig, axes: Iterable[Axis], point: Point, *, carriers
     return bare if blocks is None else override(bare, {"adapters": [{**entry, "blocks": blocks}]}, source=axis.source)
 
 
+def _scheduled(axis: Axis, entry: Mapping[str, Any]) -> ScheduleConfig:
+    """Returns the section of a schedule; the options of another one do not stay beside it."""
+    try:
+        return parse_section(ScheduleConfig, entry, key="schedule")
+    except ConfigError as error:
+        raise ConfigError("\n".join(f"{axis.source}: {line}" for line in str(error).splitlines())) from None
+
+
 def _axes(section: SearchConfig) -> Iterable[Axis]:
     if section.depths is not None:
         yield Axis(DEPTH, "search.depths", {depth: depth for depth in section.depths})
@@ -143,6 +154,8 @@ def _axes(section: SearchConfig) -> Iterable[Axis]:
         yield Axis(LEARNING_RATE, "search.learning_rates", {rate: rate for rate in section.learning_rates})
     if section.adapters is not None:
         yield Axis(ADAPTER, "search.adapters", {_spelled_adapter(entry): entry for entry in section.adapters})
+    if section.schedules is not None:
+        yield Axis(SCHEDULE, "search.schedules", {_spelled_schedule(entry): entry for entry in section.schedules})
     for key, values in section.axes.items():
         yield Axis(key, "search.axes", {_spelled(value): value for value in values})
 
@@ -152,6 +165,11 @@ def _spelled_adapter(entry: str | Mapping[str, Any]) -> str:
         return entry
     options = [f"{key}={_spelled(value)}" for key, value in entry.items() if key != "peft_type"]
     return " ".join([str(entry["peft_type"]).upper(), *options])
+
+
+def _spelled_schedule(entry: Mapping[str, Any]) -> str:
+    options = [f"{key}={_spelled(value)}" for key, value in entry.items() if key != "type"]
+    return " ".join([str(entry["type"]), *options])
 
 
 def _spelled(value: Any) -> Choice:

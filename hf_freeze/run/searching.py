@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from hf_freeze.config import RunConfig, SearchConfig, override, to_yaml
+from hf_freeze.config import RunConfig, ScheduleConfig, SearchConfig, override, to_yaml
 from hf_freeze.config.search import NO_ADAPTER
 from hf_freeze.config.writing import plain_sections, without_secrets
 from hf_freeze.errors import ConfigError, PlanError, SearchError
@@ -18,7 +18,7 @@ from hf_freeze.insight.confirming import Confirmation, confirm, reconsider
 from hf_freeze.insight.front import Recommendation, pareto_front, recommend
 from hf_freeze.insight.outcomes import TrialOutcome
 from hf_freeze.insight.search import Progress, Report, run_trials
-from hf_freeze.insight.space import ADAPTER, DEPTH, Point, Space, config_of, make_space
+from hf_freeze.insight.space import ADAPTER, DEPTH, SCHEDULE, Point, Space, config_of, make_space
 from hf_freeze.insight.study import SearchStudy
 from hf_freeze.plan.places import block_role
 from hf_freeze.plan.resolve import FreezePlan
@@ -28,6 +28,7 @@ from hf_freeze.tasks import get_task
 
 # What may differ between the runs of one search: it does not change what a trial gives.
 _BUDGET: Final = frozenset({"confirm", "seconds", "study", "tolerance", "trials"})
+_STATIC: Final = ScheduleConfig().type
 _PLACES: Final = frozenset({"training.output_dir", "activation_cache.dir", "activation_cache.max_size"})
 
 
@@ -127,14 +128,16 @@ class _Plans:
     def plan(self, config: RunConfig) -> FreezePlan:
         """Returns the plan of a config."""
         request = request_of(config)
-        key = request.model_dump_json(include={"model", "freeze", "adapters"})
+        key = request.model_dump_json(include={"model", "freeze", "adapters", "schedule"})
         if key not in self._found:
             self._found[key] = empty_plan(request, num_labels=num_labels_of(config.data) or 2)
         return self._found[key]
 
     def carriers(self, config: RunConfig) -> Any:
         """Returns the blocks that train in full, as configs spell them, or None where there are none."""
-        plan = self.plan(config)
+        plan = self.plan(
+            config.model_copy(update={"schedule": ScheduleConfig()})
+        )  # What it starts with says too little.
         selections: dict[str, Any] = {}
         for stack in plan.layout.stacks:
             full = [i for i in range(stack.num_blocks) if plan.treatments[block_role(stack.name, i)] == "full"]
@@ -199,10 +202,15 @@ def _check_depths(config: RunConfig, section: SearchConfig, plans: _Plans) -> No
 def _one_of_each_depth(space: Space) -> list[Point]:
     """Returns a plan of each depth, the least first: each prefix is computed from the one before.
 
-    Without an adapter where that can be, which may make the prefix end earlier.
+    Without an adapter where that can be, which may make the prefix end earlier, and without a schedule, which may start
+    with another one.
     """
+
+    def is_special(point: Point) -> tuple[bool, bool]:
+        return point.get(ADAPTER, NO_ADAPTER) != NO_ADAPTER, point.get(SCHEDULE, _STATIC) != _STATIC
+
     found: dict[Any, Point] = {}
-    for point in sorted(space.points, key=lambda point: point.get(ADAPTER, NO_ADAPTER) != NO_ADAPTER):
+    for point in sorted(space.points, key=is_special):
         found.setdefault(point.get(DEPTH, 0), point)
     return [found[depth] for depth in sorted(found)]
 
@@ -210,6 +218,7 @@ def _one_of_each_depth(space: Space) -> list[Point]:
 def _full(config: RunConfig, section: SearchConfig) -> RunConfig:
     """Returns the config of full fine-tuning."""
     everything = override(config, {"search": None, "freeze": None, "adapters": []}, source="search")
+    everything = everything.model_copy(update={"schedule": ScheduleConfig()})
     return override(everything, section.confirm.full, source="search.confirm.full")
 
 

@@ -18,7 +18,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainerControl, Train
 from transformers.utils import logging as transformers_logging
 
 from hf_freeze.activation_cache.collator import KeyCollator
-from hf_freeze.config import RunConfig, override, to_yaml
+from hf_freeze.config import RunConfig, ScheduleConfig, override, to_yaml
 from hf_freeze.errors import ConfigError, did_you_mean
 from hf_freeze.insight.outcomes import TrialOutcome
 from hf_freeze.insight.search import Report
@@ -96,7 +96,7 @@ class TrialRunner:
                 seconds=seconds,
                 peak_memory_bytes=memory.peak,
                 on_gpu=memory.on_gpu,
-                num_trainable=sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
+                num_trainable=sum(each.parameter.numel for each in trainer.union_plan.decisions if each.trainable),
                 num_evaluations=reporting.count,
             )
         del run, trainer
@@ -121,7 +121,7 @@ class TrialRunner:
 
 def _without_plan(config: RunConfig) -> str:
     """Returns what decides on the rows and the weights of a run, and not on what trains and how."""
-    plan = {"freeze": None, "adapters": (), "training": {"output_dir": "any"}}
+    plan = {"freeze": None, "adapters": (), "schedule": ScheduleConfig(), "training": {"output_dir": "any"}}
     return to_yaml(config.model_copy(update=plan))
 
 

@@ -251,3 +251,32 @@ def test_a_command_that_is_killed_goes_on_where_it_was(folder: Path, tmp_path: P
     found = search(load_config(path))
     assert [trial.state for trial in found.trials] == ["complete"] * 8
     assert len({tuple(trial.point.items()) for trial in found.trials}) == 8
+
+
+def test_schedules_are_searched_and_one_is_recommended(folder: Path) -> None:
+    own = folder / "schedules"
+    own.mkdir()
+    schedules = ["static", {"type": "progressive", "ceiling": 2}]
+    path = write_config(own, {"schedules": schedules, "confirm": {"seeds": 0}, "pruner": "none"})
+    answer = search(load_config(path))
+    found = {trial.point["schedule"]: trial for trial in answer.trials}
+    assert {name: trial.state for name, trial in found.items()} == {
+        "static": "complete",
+        "progressive ceiling=2": "complete",
+    }
+    trained = {trial.outcome.num_trainable for trial in answer.trials if trial.outcome}
+    assert len(trained) == 1  # all that may ever train counts, not what trained last
+    report = (own / "out" / "search.md").read_text()
+    assert "progressive ceiling=2" in report
+    recommended = load_config(own / "out" / "recommended.yaml")
+    assert answer.recommendation is not None
+    assert recommended.schedule.type == str(answer.recommendation.chosen.point["schedule"]).split()[0]
+
+
+def test_the_config_of_a_trial_has_its_schedule(folder: Path) -> None:
+    own = folder / "one_schedule"
+    own.mkdir()
+    section = {"schedules": [{"type": "progressive", "ceiling": 2}], "confirm": {"seeds": 0}}
+    search(load_config(write_config(own, section)))
+    written = load_config(own / "out" / "recommended.yaml").schedule
+    assert (written.type, written.options) == ("progressive", {"ceiling": 2})

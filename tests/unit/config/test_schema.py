@@ -26,6 +26,8 @@ from hf_freeze.config import (
     parse_config,
     parse_section,
 )
+from hf_freeze.config.schedule import SCHEDULE_OPTIONS
+from hf_freeze.config.writing import json_schema
 from tests.unit.config.smallest import CONFIG, changed
 
 SECTIONS = [
@@ -143,3 +145,11 @@ def test_importing_the_config_is_light_and_silent() -> None:
     code = f"import sys, json, hf_freeze.config; print(json.dumps([n for n in {heavy} if n in sys.modules]))"
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
     assert (json.loads(done.stdout), done.stderr) == ([], "")
+
+
+def test_editors_know_the_options_of_every_schedule() -> None:
+    entries = json_schema()["$defs"]["ScheduleConfig"]["anyOf"]
+    known = {entry["title"]: set(entry["properties"]) for entry in entries}
+    assert known.pop("own") == {"type"}
+    assert known == {name: {"type", *options.model_fields} for name, options in SCHEDULE_OPTIONS.items()}
+    assert all(entry["additionalProperties"] is False for entry in entries if entry["title"] != "own")

@@ -13,8 +13,8 @@ from tests.unit.config.smallest import changed
 
 LORA = {"peft_type": "LORA", "r": 4}
 KEYS = (
-    "adapters, axes, confirm, depths, direction, learning_rates, metric, min_complete, pruner, sampler, seconds, "
-    "study, tolerance, trials"
+    "adapters, axes, confirm, depths, direction, learning_rates, metric, min_complete, pruner, sampler, schedules, "
+    "seconds, study, tolerance, trials"
 )
 
 
@@ -62,8 +62,28 @@ def test_a_metric_is_named_with_or_without_its_prefix(name: str) -> None:
 @pytest.mark.parametrize(
     ("section", "expected"),
     [
-        ({}, "search: has nothing to vary; got no depths, learning_rates, adapters or axes. Give one of them."),
+        (
+            {},
+            (
+                "search: has nothing to vary; got no depths, learning_rates, adapters, schedules or axes. Give one of "
+                "them."
+            ),
+        ),
         (3, f"search: is not a mapping; got 3. Known keys: {KEYS}."),
+        (
+            {"schedules": [{"curve": "linear"}]},
+            (
+                "search.schedules.0: is no schedule; got {'curve': 'linear'}. It takes the name of one, or a mapping "
+                "with type, as in schedule."
+            ),
+        ),
+        (
+            {"schedules": ["static", {"type": "static"}]},
+            (
+                "search.schedules: has a value twice; got [{'type': 'static'}, {'type': 'static'}]. A plan is tried "
+                "once. Write {'type': 'static'} once."
+            ),
+        ),
         (
             {"depths": []},
             "search.depths: is empty; got []. An axis has one value or more. Add one, or leave it out.",

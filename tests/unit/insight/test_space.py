@@ -82,3 +82,28 @@ def test_every_axis_that_names_no_key_and_every_value_that_does_not_fit_is_told(
         "search.axes: training.seed: does not fit TrainingArguments",
     ]
     assert lines[1].endswith("Did you mean 'training'?")
+
+
+def test_schedules_are_an_axis_and_keep_no_option_of_the_one_in_the_config() -> None:
+    section = {"schedules": ["static", {"type": "progressive", "ceiling": 2}], "depths": [0, 1]}
+    made = parse_config(changed({"search": section, "schedule": {"type": "rotating", "every": 5}}))
+    space = space_of(made)
+    assert [tuple(point.values()) for point in space.points] == [
+        (0, "static"), (0, "progressive ceiling=2"), (1, "static"), (1, "progressive ceiling=2")
+    ]  # fmt: skip
+    found = [config_of(made, space.axes, point, carriers=above).schedule for point in space.points[:2]]
+    assert [(schedule.type, schedule.options) for schedule in found] == [
+        ("static", {}),
+        ("progressive", {"ceiling": 2}),
+    ]
+
+
+def test_schedules_that_do_not_exist_or_have_other_options_are_told() -> None:
+    with pytest.raises(ConfigError) as caught:
+        space_of(config(schedules=["progresive", {"type": "static", "every": 5}]))
+    lines = str(caught.value).splitlines()
+    assert lines[0].startswith("search.schedules: schedule.type: unknown schedule; got 'progresive'. Schedules: ")
+    assert lines[0].endswith("Did you mean 'progressive'?")
+    assert lines[1].startswith(
+        "search.schedules: schedule.every: unknown key; got 5. Known keys: type. It is an option "
+    )
