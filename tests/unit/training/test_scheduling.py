@@ -38,6 +38,7 @@ class Watch(TrainerCallback):
         self.moved: list[set[str]] = []
         self.frozen: list[set[str]] = []
         self.known: list[int] = []
+        self.gradients: list[int] = []
         self.modes: list[list[bool]] = []
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
@@ -45,6 +46,7 @@ class Watch(TrainerCallback):
 
     def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
         check_gradients(self.trainer.model, self.trainer.plan)
+        self.gradients.append(sum(p.grad.nbytes for p in self.trainer.model.parameters() if p.grad is not None))
         self.modes.append([block.training for block in self.trainer.model.bert.encoder.layer])
 
     def on_optimizer_step(self, *_: Any, **__: Any) -> None:
@@ -79,15 +81,18 @@ def test_frozen_blocks_are_in_eval_mode_and_thawed_ones_are_not(tmp_path: Path) 
     assert watch.modes[-1] == [False, True, True, True]
 
 
-def test_freezing_frees_optimizer_state(tmp_path: Path) -> None:
-    trainer = trainer_of(tmp_path, SCHEDULES["linear"])
+@pytest.mark.parametrize("name", ["linear", "rotating"])
+def test_freezing_frees_optimizer_state_and_gradients(tmp_path: Path, name: str) -> None:
+    trainer = trainer_of(tmp_path, SCHEDULES[name])
     watch = Watch(trainer)
     trainer.add_callback(watch)
     trainer.train()
     sizes = {decision.name: decision.parameter.numel for decision in trainer.plan.decisions}
-    # AdamW keeps two numbers for every one that trains.
-    assert watch.known == [2 * sum(n for name, n in sizes.items() if name not in frozen) for frozen in watch.frozen]
-    assert watch.known[-1] < watch.known[0]
+    trained = [sum(n for name, n in sizes.items() if name not in frozen) for frozen in watch.frozen]
+    # AdamW keeps two numbers for every one that trains, and a gradient has four bytes for each.
+    assert watch.known == [2 * count for count in trained]
+    assert watch.gradients == [4 * count for count in trained]
+    assert len(set(trained)) > 1
 
 
 def test_state_is_kept_where_it_is_asked_for(tmp_path: Path) -> None:
