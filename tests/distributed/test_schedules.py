@@ -43,6 +43,10 @@ FAILING = [
     ScheduledRun("fails in one", {"type": f"{HERE}:FailsInOne"}),
     ScheduledRun("due in one", {"type": f"{HERE}:DueInOne"}),
 ]
+AUTOMATIC = [
+    ScheduledRun(f"chosen by {options['by']}", {"type": "static"}, {"freeze": {"blocks": {"auto": options}}})
+    for options in ({"by": "snr"}, {"by": "gradient", "train_top": 0.6}, {"by": "budget", "speedup": 1.01})
+]
 SHARDED = [
     *RUNS[:2],
     ScheduledRun("autofreeze", AUTOFREEZE, resumed_at=14),
@@ -78,7 +82,7 @@ def launch(runs: Sequence[ScheduledRun], folder: Path, *, backend: str) -> Recor
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory: pytest.TempPathFactory) -> Records:
     folder = session_folder(tmp_path_factory.getbasetemp()) / "schedules ddp"
-    return launch([*RUNS, *FAILING], folder, backend="ddp")
+    return launch([*RUNS, *FAILING, *AUTOMATIC], folder, backend="ddp")
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +124,15 @@ def test_resumed_equals_uninterrupted_to_the_bit(seen: Records, run: ScheduledRu
 @by_name([run for run in RUNS if run.caches])
 def test_both_processes_are_served_from_the_cache(seen: Records, run: ScheduledRun) -> None:
     assert min(record.hits for record in seen[run.name]) > 0
+
+
+@by_name(AUTOMATIC)
+def test_all_processes_train_what_was_chosen_in_the_first(seen: Records, run: ScheduledRun) -> None:
+    """Each process would choose from rows and timings of its own."""
+    first, second = seen[run.name]
+    assert first.error == second.error == ""
+    assert len(first.losses) == 24
+    assert first.weights == second.weights
 
 
 def test_processes_that_disagree_end_with_an_error_in_all(seen: Records) -> None:
