@@ -16,7 +16,16 @@ from hf_freeze.activation_cache.records import STORED_DTYPES
 from hf_freeze.activation_cache.store import size_in_file
 from hf_freeze.errors import ConfigError
 from hf_freeze.plan.apply import apply_plan
-from hf_freeze.plan.cost import CacheCost, PlanCost, added_up, optimizer_work, peak_bytes, prefix_roles, role_costs
+from hf_freeze.plan.cost import (
+    CacheCost,
+    PlanCost,
+    Processes,
+    added_up,
+    optimizer_work,
+    peak_bytes,
+    prefix_roles,
+    role_costs,
+)
 from hf_freeze.plan.optimizer_state import optimizer_kind
 from hf_freeze.plan.places import ROLE_EMBEDDINGS
 from hf_freeze.plan.prepare import freeze_model
@@ -155,9 +164,7 @@ def prepared_cost(made: Prepared, *, accelerate_config: str | None = None, rates
         half, on_gpu = _HALVES.get(processes.precision), processes.device != "cpu"
         traces: Traces | None = _trace(made, typical, longest, autocast=half, on_gpu=on_gpu)
     except _UNTRACED as error:
-        text = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".")
-        what = "Activations, FLOPs and speed-ups are not known: the model does not run without data"
-        notes.append(f"{what} ({text[:160]}).")
+        notes.append(_untraced(error))
         traces = None
     costs = role_costs(
         plan,
@@ -181,14 +188,20 @@ def prepared_cost(made: Prepared, *, accelerate_config: str | None = None, rates
         return cost
     length = settings.run_length(lengths, num_processes=processes.count) if lengths is not None else None
     cost = _with_peaks(cost, made, traces, accumulates=settings.accumulation > 1)
-    rates = rates or _rates(processes.device, processes.precision)
+    rates = rates or _rates(processes)
     cost = _with_speed(cost, made, traces, settings, length, lengths, rates)
     return _with_schedule(cost, made, traces, settings, length, rates, typical)
 
 
-def _rates(device: str, precision: str) -> Rates:
-    known = device if device in DEFAULT_RATES else "cuda"
-    factor = HALF_PRECISION_FACTORS[known] if precision != "no" else 1.0
+def _untraced(error: Exception) -> str:
+    text = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".")
+    what = "Activations, FLOPs and speed-ups are not known: the model does not run without data"
+    return f"{what} ({text[:160]})."
+
+
+def _rates(processes: Processes) -> Rates:
+    known = processes.device if processes.device in DEFAULT_RATES else "cuda"
+    factor = HALF_PRECISION_FACTORS[known] if processes.precision != "no" else 1.0
     return replace(DEFAULT_RATES[known], flops=factor * DEFAULT_RATES[known].flops)
 
 

@@ -31,6 +31,7 @@ def test_defaults_are_those_of_the_documents() -> None:
         "depths": (1,),
         "learning_rates": None,
         "adapters": None,
+        "schedules": None,
         "axes": {},
         "trials": 20,
         "seconds": None,
