@@ -128,7 +128,7 @@ def plan(
     profile: ProfileOption = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
-    """Show what trains, where the backward pass stops and what it costs; reads no weights without --profile."""
+    """Show what trains, where the backward pass stops and what it costs; reads weights for snr and --profile only."""
     with errors_on_stderr():
         from hf_freeze import run
 

@@ -32,6 +32,16 @@ _PROCESSOR_FILES: Final = (
     "vocab.*",
 )
 
+# What models are saved as, of whatever kind; adapters that are left beside a plain model would be applied to it.
+_MODEL_FILES: Final = (
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "hf_freeze_*.json",
+    "hf_freeze_delta.safetensors",
+    "model*.safetensors*",
+    "model.onnx*",
+)
+
 
 def merged_model(
     path_or_repo: str | Path,
@@ -120,9 +130,21 @@ def write_merged(
     model = _merge_source(
         source, base=base, dtype=dtype, trust_remote_code=trust_remote_code, options=from_pretrained_options
     )
+    remove_models(target)
     model.save_pretrained(target)
     copy_processor(source, target)
     return model
+
+
+def remove_models(folder: Path) -> None:
+    """Removes the files of other models from a folder that is written over.
+
+    Args:
+        folder: Where a model will be written; it need not exist.
+    """
+    for pattern in _MODEL_FILES:
+        for file in folder.glob(pattern):
+            file.unlink()
 
 
 def check_target(target: Path, path_or_repo: str | Path, *, overwrite: bool) -> None:

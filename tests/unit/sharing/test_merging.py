@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,17 @@ def test_what_is_written_loads_plainly_with_equal_logits(trained: Trained, tmp_p
     assert tokenizer("one two")["input_ids"] == AutoTokenizer.from_pretrained(trained.folder)("one two")["input_ids"]
     written = {path.name for path in (tmp_path / "merged").iterdir()}
     assert written == {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+
+
+def test_no_model_of_another_kind_stays_where_one_is_written_over_it(trained: Trained, tmp_path: Path) -> None:
+    target = tmp_path / "merged"
+    shutil.copytree(trained.folder, target, ignore=shutil.ignore_patterns("checkpoint-*"))
+    (target / "notes.txt").write_text("kept")
+    model = write_merged(trained.folder, target, overwrite=True)
+    reloaded = AutoModelForSequenceClassification.from_pretrained(target)  # applies adapters that it finds beside it
+    assert torch.equal(logits(reloaded), logits(model))
+    assert not list(target.glob("adapter_*")) + list(target.glob("hf_freeze_*"))
+    assert (target / "notes.txt").read_text() == "kept"
 
 
 def test_an_export_is_in_the_type_that_is_asked_for(trained: Trained, tmp_path: Path) -> None:
