@@ -22,14 +22,22 @@ from hf_freeze.sharing.sources import Source, find_source
 # What processors, tokenizers among them, are saved as.
 _PROCESSOR_FILES: Final = (
     "added_tokens.json",
+    "bpe.codes",
+    "byte_maps.json",
     "chat_template*",
+    "dict.txt",
+    "emoji.json",
+    "entity_vocab.json",
     "merges.txt",
+    "*.model",
+    "normalizer.json",
     "*preprocessor_config.json",
     "processor_config.json",
+    "prophetnet.tokenizer",
     "special_tokens_map.json",
-    "*.model",
     "tokenizer*.json",
-    "vocab.*",
+    "vocab*",
+    "word_*.json",
 )
 
 # What models are saved as, of whatever kind; adapters that are left beside a plain model would be applied to it.

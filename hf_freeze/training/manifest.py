@@ -1,8 +1,8 @@
 """Declares a checkpoint complete: name, size and digest of every file, written last, when all of them are on the disk.
 
 Checkpoints are brought to the disk and digested in threads, while other files of the same checkpoint are still being
-written: the disk and the processor work at the same time. A checkpoint that rotation keeps in the place of an older one
-is then really there, after a power cut too.
+written: the disk and the processor work at the same time. What rotation keeps in the place of an older checkpoint has
+then left the caches of the system.
 """
 
 from __future__ import annotations

@@ -56,19 +56,24 @@ class PushingMixin(_Base):
             ConfigError: No repo can have this name.
             ShareError: The Hub refuses, or cannot be reached.
         """
+        self._init_repo(
+            token, private, "Then start again, or train with push_to_hub off and push the run when it is done."
+        )
+
+    def _init_repo(self, token: str | None, private: bool | None, remedy: str) -> None:
         # All processes leave together where the first one fails: the others would wait for it.
-        (outcome,) = broadcast_object_list([self._prepared_repo(token, private)])
+        (outcome,) = broadcast_object_list([self._prepared_repo(token, private, remedy)])
         if isinstance(outcome, FreezeError):
             raise outcome
         self.hub_model_id = outcome
         if self.is_world_process_zero():
             self._uploads = HfApi()  # It uploads one push after the other.
 
-    def _prepared_repo(self, token: str | None, private: bool | None) -> str | FreezeError | None:
+    def _prepared_repo(self, token: str | None, private: bool | None, remedy: str) -> str | FreezeError | None:
         """Returns the full name of the repo, once it is there, or what is wrong; None in all but the first process."""
         if not self.is_world_process_zero():
             return None
-        repo_id = self.args.hub_model_id or Path(str(self.args.output_dir)).absolute().name
+        repo_id = self._wanted_repo
         try:
             check_repo_id(repo_id)
             return prepare_repo(
@@ -80,10 +85,13 @@ class PushingMixin(_Base):
         except ConfigError as error:
             return error
         except CLIENT_ERRORS as error:
-            remedy = "Then start again, or train with push_to_hub off and push the run when it is done."
             refusal = share_error(error, repo_id=repo_id, remedy=remedy)
             refusal.__cause__ = error
             return refusal
+
+    @property
+    def _wanted_repo(self) -> str:
+        return str(self.args.hub_model_id or Path(str(self.args.output_dir)).absolute().name)
 
     def push_to_hub(
         self,
@@ -111,12 +119,13 @@ class PushingMixin(_Base):
             ShareError: The Hub refuses, or cannot be reached; the model is saved all the same.
         """
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        if self.hub_model_id is None:
-            self.init_hf_repo(token=token, private=private)
+        folder = Path(str(self.args.output_dir))
         self.save_model(_internal_call=True)
+        if self.hub_model_id is None:
+            self._init_repo(token, private, _remedy(folder, self._wanted_repo, revision=self.args.hub_revision))
         if not self.is_world_process_zero():
             return None
-        repo_id, folder = str(self.hub_model_id), Path(str(self.args.output_dir))
+        repo_id = str(self.hub_model_id)
         self.create_model_card(**{"model_name": repo_id.rpartition("/")[2], **keywords})
         self._finish_current_push()
         job = self._uploads.run_as_future(
@@ -211,9 +220,13 @@ def _push(
     try:
         return upload(files, repo_id, message=message, revision=revision, token=token)
     except CLIENT_ERRORS as error:
-        again = push_command(folder, repo_id, revision=revision)
-        remedy = f"The run in {str(folder)!r} is intact; when it is done, `{again}` pushes it."
-        raise share_error(error, repo_id=repo_id, remedy=remedy) from error
+        raise share_error(error, repo_id=repo_id, remedy=_remedy(folder, repo_id, revision=revision)) from error
     finally:
         if staged is not None:
             shutil.rmtree(staged, ignore_errors=True)
+
+
+def _remedy(folder: Path, repo_id: str, *, revision: str | None) -> str:
+    """Returns what is kept where a push fails, and how to push it by hand."""
+    again = push_command(folder, repo_id, revision=revision)
+    return f"The run in {str(folder)!r} is intact; when it is done, `{again}` pushes it."

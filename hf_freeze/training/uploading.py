@@ -46,6 +46,8 @@ _PUSHED: Final = (
     "*.model",
     "*.txt",
     "*.svg",
+    "*.codes",
+    "*.tokenizer",
     "README.md",
     "hf_freeze.yaml",
 )

@@ -107,8 +107,9 @@ def test_what_fails_is_said_and_training_goes_on(hub: Hub, model: Path, tmp_path
         {"hub_strategy": "every_save", "save_strategy": "steps", "save_steps": 2, "output_dir": run},
         {"output_dir": tmp_path / "other", "hub_model_id": "a..b"},
         {"output_dir": tmp_path / "other", "hub_model_id": "someone/model"},
+        {"output_dir": tmp_path / "late", "hub_model_id": "someone/model", "push_to_hub": False},
     ]
-    (trained, *errors), printed = hub_client.ask(hub, tmp_path / "home", "train", model, cases)
+    (trained, *errors, _, late), printed = hub_client.ask(hub, tmp_path / "home", "train", model, cases)
     assert len(trained) == 2
     assert (
         f"repo: the connection to {hub.endpoint} failed (RemoteProtocolError); got 'reader/run'. Look after the "
@@ -120,6 +121,10 @@ def test_what_fails_is_said_and_training_goes_on(hub: Hub, model: Path, tmp_path
         ["ConfigError", NO_NAME.format("a..b")],
         ["ShareError", f"repo: {MAY_NOT[0]}; got 'someone/model'. {MAY_NOT[1]} {later}"],
     ]
+    push = f"when it is done, `hf-freeze push {tmp_path / 'late'} someone/model` pushes it."
+    intact = f"The run in '{tmp_path / 'late'}' is intact; {push}"
+    assert late == ["ShareError", f"repo: {MAY_NOT[0]}; got 'someone/model'. {MAY_NOT[1]} {intact}"]
+    assert (tmp_path / "late" / "model.safetensors").is_file(), "saved before the Hub is asked"
 
 
 def test_push_takes_what_is_needed_and_replaces_what_was_there(hub: Hub, model: Path, tmp_path: Path) -> None:

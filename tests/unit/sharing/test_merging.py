@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from peft import AdaptionPromptConfig, get_peft_model
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -16,7 +17,9 @@ from hf_freeze.errors import ConfigError, PlanError
 from hf_freeze.plan import freeze_model, merge_adapters
 from hf_freeze.sharing import merged_model
 from hf_freeze.sharing.export import export_model
-from hf_freeze.sharing.merging import write_merged
+from hf_freeze.sharing.merging import copy_processor, write_merged
+from hf_freeze.sharing.sources import Source
+from hf_freeze.training.uploading import pushed_files
 from tests.tiny import tiny_bert, tiny_llama
 from tests.unit.sharing.trained import KINDS, Trained, logits, train
 
@@ -84,6 +87,21 @@ def test_unknown_formats_and_types_are_refused(plain: Trained, tmp_path: Path) -
             f"auto, "
             "the type that they were saved in."
         )
+
+
+@pytest.mark.parametrize(
+    "name", ["FSMTTokenizer", "LukeTokenizer", "PhobertTokenizer", "ProphetNetTokenizer", "RoCBertTokenizer"]
+)
+def test_files_of_unusual_tokenizers_are_copied_and_pushed(name: str, tmp_path: Path) -> None:
+    files = set(getattr(transformers, name).vocab_files_names.values())
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.mkdir()
+    target.mkdir()
+    for file in files:
+        (source / file).write_text("{}")
+    copy_processor(Source(str(source), "plain", {}, None), target)
+    assert {file.name for file in target.iterdir()} == files
+    assert pushed_files(source, "reader/model").keys() == files
 
 
 class TestFolders:
