@@ -153,13 +153,37 @@ def find_trimming(
         hidden: The prefix's output for it, of shape (B, L, H).
         dtype: What rows are stored in.
     """
-    for trims in (False,) if padding_matters(replay, inputs) else (True, False):
-        served = hidden.to(dtype).to(hidden.dtype).clone()
-        for index, length in enumerate(row_lengths(keyed) or ()) if trims else ():
+    if not padding_matters(replay, inputs):
+        # What is behind the prefix must not read padding either.
+        padded = _with_padding(replay.model, inputs)
+        padded_keyed = {name: padded[name] for name in keyed}
+        served = (hidden if padded is inputs else replay.prefix(padded)).to(dtype).to(hidden.dtype).clone()
+        for index, length in enumerate(row_lengths(padded_keyed) or ()):
             served[index, length:] = 0
-        if not differs_in_training(replay, inputs, keyed, served, dtype):
-            return trims
-    return None
+        if not differs_in_training(replay, padded, padded_keyed, served, dtype):
+            return True
+    served = hidden.to(dtype).to(hidden.dtype)
+    return None if differs_in_training(replay, inputs, keyed, served, dtype) else False
+
+
+def _with_padding(model: nn.Module, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns the batch itself where a row has padding, or else with the second half of every other row made padding.
+
+    Args:
+        model: The model, for its padding token.
+        inputs: A batch, labels included; its `attention_mask` has the shape (B, L).
+    """
+    mask = inputs["attention_mask"]
+    if not bool(mask.all()):
+        return inputs
+    pad = model.config.pad_token_id if isinstance(model, PreTrainedModel) else None
+    fills = {"attention_mask": 0, "labels": -100} | ({} if pad is None else {"input_ids": pad})
+    padded = dict(inputs)
+    for name in fills.keys() & padded.keys():
+        if padded[name].shape == mask.shape:
+            padded[name] = padded[name].clone()
+            padded[name][::2, mask.shape[1] // 2 :] = fills[name]
+    return padded
 
 
 def pads_to_the_longest(keyed: Mapping[str, Any]) -> bool:

@@ -369,6 +369,27 @@ def test_a_cache_that_is_off_yields_the_batch_without_keys(tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == []
 
 
+class MeanOfAll(nn.Module):
+    """A pooler that takes padding for tokens."""
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden.mean(dim=1)
+
+
+@pytest.mark.parametrize("first", [[ROWS[0]] * 8, ROWS], ids=["no row of the first batch is padded", "rows are padded"])
+def test_padding_is_kept_where_the_head_reads_it(first: list[dict[str, Any]], tmp_path: Path) -> None:
+    model = frozen_bert(2)
+    model.bert.pooler = MeanOfAll()
+    cache = cache_of(model, tmp_path, enabled=True)
+    assert cache.prepare(collate(first))
+    for batch in (collate(ROWS[:4]), collate(ROWS[:4]), collate(ROWS[2:4])):
+        expected = model(**batch).logits
+        with cache.serve(batch) as inputs:
+            assert torch.equal(model(**inputs).logits, expected)
+    assert cache.stats.hits >= 4
+    cache.close()
+
+
 @pytest.mark.parametrize(("num_calls", "is_on"), [(1, True), (100, False)], ids=["first call", "every call"])
 def test_a_model_that_rounds_otherwise_in_its_first_call_alone_is_served(
     num_calls: int, is_on: bool, tmp_path: Path
