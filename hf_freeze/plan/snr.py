@@ -37,7 +37,7 @@ _IQR: Final = 1.349
 def signal_to_noise(weight: torch.Tensor) -> float:
     """Returns the score of one weight; infinite where no singular value is noise.
 
-    >>> signal_to_noise(torch.diag(torch.tensor([8.0, 1.0, 1.0, 0.5])))
+    >>> round(signal_to_noise(torch.diag(torch.tensor([8.0, 1.0, 1.0, 0.5]))), 6)
     0.4
 
     Args:

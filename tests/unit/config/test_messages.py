@@ -195,9 +195,9 @@ def message_of(changes: dict[str, Any]) -> str:
         (
             {"schedule": {"type": "gradual"}},
             (
-                "schedule.type: unknown schedule; got 'gradual'. Schedules: gradual_unfreeze, phases, plateau, "
-                "progressive, rotating, static; one of your own is written my_package.my_module:MySchedule. Did you "
-                "mean 'gradual_unfreeze'?"
+                "schedule.type: unknown schedule; got 'gradual'. Schedules: autofreeze, gradual_unfreeze, phases, "
+                "plasticity, plateau, progressive, rotating, static; one of your own is written "
+                "my_package.my_module:MySchedule. Did you mean 'gradual_unfreeze'?"
             ),
         ),
         (

@@ -23,14 +23,14 @@ def phases(*entries: dict[str, Any]) -> dict[str, Any]:
     [
         (
             {"type": "progresive"},
-            ("schedule.type: unknown schedule; got 'progresive'. Schedules: gradual_unfreeze, phases, plateau, "
-            "progressive, rotating, static; one of your own is written my_package.my_module:MySchedule. Did you mean "
-            "'progressive'?"),
+            ("schedule.type: unknown schedule; got 'progresive'. Schedules: autofreeze, gradual_unfreeze, phases, "
+            "plasticity, plateau, progressive, rotating, static; one of your own is written "
+            "my_package.my_module:MySchedule. Did you mean 'progressive'?"),
         ),
         (
             {"type": "progressive", "every": 20},
             ("schedule.every: unknown key; got 20. Known keys: a, ceiling, curve, t0, type. It is an option of "
-            "rotating."),
+            "plasticity, rotating."),
         ),
         (
             {"type": "static", "floor": 1},

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from peft import EvaConfig
 
 from hf_freeze.config import AdapterConfig, RunConfig, json_schema, load_config, parse_config, to_yaml
+from hf_freeze.config.schedule import SCHEDULE_OPTIONS
 from hf_freeze.config.writing import without_secrets
 from hf_freeze.errors import ConfigError
 from tests.unit.config.smallest import CONFIG
@@ -194,7 +195,9 @@ class TestSchema:
     def test_every_key_is_described(self) -> None:
         schema = json_schema()
         for section in (schema, *schema["$defs"].values()):
-            assert all("description" in key for key in section["properties"].values())
+            for spelling in section.get("anyOf", [section]):
+                named = spelling["properties"].keys() - ({"type"} if "anyOf" in section else set())
+                assert all("description" in spelling["properties"][name] for name in named)
 
     def test_only_entries_of_lists_require_keys_since_others_may_be_extended(self) -> None:
         schema = json_schema()
@@ -205,8 +208,13 @@ class TestSchema:
 
     def test_sections_whose_keys_pass_through_take_others(self) -> None:
         sections = json_schema()["$defs"]
+        schedules = sections.pop("ScheduleConfig")["anyOf"]
         closed = {name for name, section in sections.items() if section["additionalProperties"] is False}
-        assert sections.keys() - closed == {"AdapterConfig", "ModelConfig", "ScheduleConfig"}
+        assert sections.keys() - closed == {"AdapterConfig", "ModelConfig"}
+        *known, own = schedules
+        assert {spelling["properties"]["type"]["const"] for spelling in known} == SCHEDULE_OPTIONS.keys()
+        assert not any(spelling["additionalProperties"] for spelling in known)
+        assert "additionalProperties" not in own
 
     def test_a_selection_is_one_of_six_or_one_for_each_stack(self) -> None:
         spellings = json_schema()["$defs"]["FreezeConfig"]["properties"]["blocks"]["oneOf"]
