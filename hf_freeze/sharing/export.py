@@ -12,9 +12,10 @@ from transformers import PreTrainedModel
 
 from hf_freeze.errors import ConfigError, did_you_mean
 from hf_freeze.sharing.classes import as_dtype
-from hf_freeze.sharing.merging import check_target, copy_processor, merged_model, remove_models, write_merged
+from hf_freeze.sharing.merging import check_target, copy_processor, merged_model, write_merged
 from hf_freeze.sharing.onnx_export import Row, check_onnx, write_onnx
 from hf_freeze.sharing.sources import find_source
+from hf_freeze.training.record import remove_models
 
 FORMATS: Final = ("onnx", "transformers")
 

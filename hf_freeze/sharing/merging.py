@@ -18,6 +18,7 @@ from hf_freeze.plan.prepare import merge_adapters
 from hf_freeze.sharing.classes import as_dtype, convert
 from hf_freeze.sharing.loading import load_source
 from hf_freeze.sharing.sources import Source, find_source
+from hf_freeze.training.record import remove_models
 
 # What processors, tokenizers among them, are saved as.
 _PROCESSOR_FILES: Final = (
@@ -38,16 +39,6 @@ _PROCESSOR_FILES: Final = (
     "tokenizer*.json",
     "vocab*",
     "word_*.json",
-)
-
-# What models are saved as, of whatever kind; adapters that are left beside a plain model would be applied to it.
-_MODEL_FILES: Final = (
-    "adapter_config.json",
-    "adapter_model.safetensors",
-    "hf_freeze_*.json",
-    "hf_freeze_delta.safetensors",
-    "model*.safetensors*",
-    "model.onnx*",
 )
 
 
@@ -142,17 +133,6 @@ def write_merged(
     model.save_pretrained(target)
     copy_processor(source, target)
     return model
-
-
-def remove_models(folder: Path) -> None:
-    """Removes the files of other models from a folder that is written over.
-
-    Args:
-        folder: Where a model will be written; it need not exist.
-    """
-    for pattern in _MODEL_FILES:
-        for file in folder.glob(pattern):
-            file.unlink()
 
 
 def check_target(target: Path, path_or_repo: str | Path, *, overwrite: bool) -> None:

@@ -23,12 +23,13 @@ import safetensors.torch
 import torch
 from transformers import PreTrainedModel
 
+from hf_freeze.errors import PlanError
 from hf_freeze.plan.audit import tensor_digest
 from hf_freeze.plan.resolve import FreezePlan
 from hf_freeze.plan.wrappers import named_parameters
 from hf_freeze.training.checkpoint import distinct_tensors
 from hf_freeze.training.pretrained import load_base
-from hf_freeze.training.record import DELTA_FILE, DELTA_WEIGHTS_FILE, TrainingRecord
+from hf_freeze.training.record import DELTA_FILE, DELTA_WEIGHTS_FILE, TrainingRecord, lies_in
 
 
 def write_delta(
@@ -49,8 +50,9 @@ def write_delta(
         state_dict: The gathered state of the model, where its parameters are sharded.
 
     Raises:
-        PlanError: The base model cannot be loaded.
+        PlanError: The base model cannot be loaded, or lies where the delta would be.
     """
+    _check_apart(record.base, folder)
     base, fresh = load_base(type(model), record.base, model.config, dtype=model.dtype, revision=record.revision)
     there = tensor_digests(base)
     trained = {id(parameter) for name, parameter in named_parameters(model) if name in set(plan.trainable_names)}
@@ -77,6 +79,14 @@ def write_delta(
     temporary = folder / f".{DELTA_FILE}"
     temporary.write_text(json.dumps(description, indent=1))
     temporary.replace(folder / DELTA_FILE)
+
+
+def _check_apart(base: str, folder: Path) -> None:
+    if lies_in(base, folder):
+        raise PlanError(
+            f"{folder}: a delta cannot lie beside its base model, which would be loaded in its place; got "
+            f"{base!r} as the base. Save the delta in another folder."
+        )
 
 
 def tensor_digests(model: PreTrainedModel) -> dict[str, str]:

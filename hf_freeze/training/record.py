@@ -24,6 +24,17 @@ PLAN_FILE: Final = "hf_freeze_plan.json"
 DELTA_FILE: Final = "hf_freeze_delta.json"
 DELTA_WEIGHTS_FILE: Final = "hf_freeze_delta.safetensors"
 FORMAT_VERSION: Final = 1
+# What models are saved as, of whatever kind; first what declares them: a folder without it never loads as
+# the old model. Adapters that are left beside a plain model would be applied to it.
+_MODEL_FILES: Final = (
+    "adapter_config.json",
+    DELTA_FILE,
+    PLAN_FILE,
+    "adapter_model.safetensors",
+    DELTA_WEIGHTS_FILE,
+    "model.onnx*",
+)
+_PLAIN_WEIGHTS: Final = ("model.safetensors.index.json", "model.safetensors", "model-*-of-*.safetensors")
 _RECORDED: Final = ("hf-freeze", "transformers", "peft", "torch")
 
 
@@ -102,14 +113,26 @@ def write_record(record: TrainingRecord, folder: Path) -> None:
     (folder / PLAN_FILE).write_text(json.dumps(record.as_dict(), indent=1))
 
 
-def forget_description(folder: Path) -> None:
-    """Removes what an earlier model in the folder said of itself.
+def remove_models(folder: Path, *, base: str = "") -> None:
+    """Removes the models of every kind from a folder, before another one is written there.
 
     Args:
-        folder: Where a final model is about to be written.
+        folder: Where a model will be written; it need not exist.
+        base: The base model of adapters that will be written, which stays where it lies in the same folder.
     """
-    for name in (PLAN_FILE, DELTA_FILE, DELTA_WEIGHTS_FILE):
-        (folder / name).unlink(missing_ok=True)
+    for pattern in _MODEL_FILES if lies_in(base, folder) else (*_MODEL_FILES, *_PLAIN_WEIGHTS):
+        for file in folder.glob(pattern):
+            file.unlink()
+
+
+def lies_in(base: str, folder: Path) -> bool:
+    """Returns whether a base model lies in a folder.
+
+    Args:
+        base: A folder, or the name of a model on the Hub; empty where there is none.
+        folder: The folder.
+    """
+    return bool(base) and Path(base).resolve() == folder.resolve()
 
 
 def read_record(file: Path) -> TrainingRecord:

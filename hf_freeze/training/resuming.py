@@ -31,7 +31,7 @@ from hf_freeze.plan.wrappers import unwrap_model
 from hf_freeze.training import checkpoint, manifest
 from hf_freeze.training.callbacks import AuditCallback
 from hf_freeze.training.pushing import PushingMixin
-from hf_freeze.training.record import forget_description, training_record, write_record
+from hf_freeze.training.record import remove_models, training_record, write_record
 from hf_freeze.training.saving import digest_of_frozen, save_adapted, save_delta
 from hf_freeze.training.scheduling import SchedulingMixin
 
@@ -176,8 +176,10 @@ class CheckpointMixin(PushingMixin, SchedulingMixin):
             self._save_whole(folder, state_dict)  # With shards, every process has a part in it.
             return
         inner = unwrap_model(self.model)
-        forget_description(folder)  # What an earlier run said would be read as what this one says.
         base = inner.get_base_model() if isinstance(inner, PeftModel) else inner
+        # An earlier model would be loaded in the place of this one, or together with it.
+        is_adapted = base is not inner and isinstance(base, PreTrainedModel)
+        remove_models(folder, base=str(base.name_or_path or "") if is_adapted else "")
         if not isinstance(base, PreTrainedModel):
             self._save_whole(folder, state_dict)
             return

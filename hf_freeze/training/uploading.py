@@ -1,7 +1,8 @@
 """Uploads a folder to the Hub: what of it is pushed, in one commit, and what the client raises, in words.
 
 A push is one commit: whoever loads the repo sees the old model or the new one, and weights of another form that lie in
-the repo go with the same commit, so that they are not loaded in the place of the new ones.
+the repo go with the same commit, so that they are not loaded in the place of the new ones. A folder that is pushed,
+such as a checkpoint, holds just what was pushed of it.
 """
 
 from __future__ import annotations
@@ -154,7 +155,12 @@ def upload(files: Files, repo_id: str, *, message: str, revision: str | None = N
     """
     api = _api(token)
     present = api.list_repo_files(repo_id, revision=revision)
-    stale = [name for name in present if _matches(name, _REPLACED) and name not in files]
+    pushed = {name.partition("/")[0] for name in files if "/" in name}
+    stale = [
+        name
+        for name in present
+        if name not in files and (_matches(name, _REPLACED) or ("/" in name and name.partition("/")[0] in pushed))
+    ]
     operations: list[CommitOperationAdd | CommitOperationCopy | CommitOperationDelete] = [
         *(CommitOperationDelete(name, is_folder=False) for name in stale),
         *(CommitOperationAdd(name, content) for name, content in files.items()),

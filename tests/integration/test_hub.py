@@ -57,6 +57,8 @@ def test_every_strategy_pushes_a_model_that_loads_in_a_fresh_cache(hub: Hub, mod
     names = ["end", "every", "adapters", "all"]
     for case, name in zip(cases, names, strict=True):
         case.update(hub_model_id=name, output_dir=tmp_path / "runs" / name)
+    hub.repos["reader/adapters"] = Repo()
+    hub.files("reader/adapters").update({"last-checkpoint/model.safetensors": b"stale", "images/a.png": b"another's"})
     trained, printed = hub_client.ask(hub, tmp_path / "first", "train", model, cases)
     hub.repos["reader/tiny"] = Repo()
     hub.files("reader/tiny").update(contents(model))
@@ -84,7 +86,8 @@ def test_every_strategy_pushes_a_model_that_loads_in_a_fresh_cache(hub: Hub, mod
     for repo, checkpoints in (("adapters", ["last-checkpoint"]), ("all", ["checkpoint-1", "checkpoint-2"])):
         there = {name for name in hub.files(f"reader/{repo}") if "/" in name}
         expected = {f"{folder}/{name}" for folder in checkpoints for name in (*small, "trainer_state.json")}
-        assert there == expected
+        assert there - {"images/a.png"} == expected
+    assert hub.files("reader/adapters")["images/a.png"] == b"another's"
     assert "model.safetensors" not in hub.files("reader/adapters")
     pulled = tmp_path / "pulled"
     pulled.mkdir()

@@ -178,6 +178,23 @@ class TestDeltas:
             "hf_freeze_plan.json"
         }
 
+    def test_one_beside_its_base_would_be_loaded_as_the_base(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        tiny_bert().save_pretrained(tmp_path)
+        model = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+        trainer = FreezeTrainer(model, arguments(tmp_path), train_dataset=rows(), **FROZEN, **DELTA)
+        trainer.train()
+        with caplog.at_level(logging.WARNING, logger="hf_freeze"):
+            trainer.save_model()
+        assert caplog.messages[-1] == (
+            f"{tmp_path}: the model is written whole instead of as a delta. {tmp_path}: a delta cannot lie beside its "
+            f"base model, which would be loaded in its place; got '{tmp_path}' as the base. Save the delta in another "
+            "folder."
+        )
+        reloaded = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+        assert_same(state(reloaded), state(trainer.model))
+
     def test_generation_settings_are_kept(self, tmp_path: Path) -> None:
         tiny_gpt2().save_pretrained(tmp_path / "base")
         model = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
