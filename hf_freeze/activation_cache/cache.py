@@ -36,7 +36,6 @@ from hf_freeze.activation_cache.keys import (
     decoder_inputs,
     model_name,
     prefix_fingerprints,
-    prefix_parameters,
 )
 from hf_freeze.activation_cache.outputs import CacheStats, PrefixOutputs
 from hf_freeze.activation_cache.processes import first_reason, is_main_process, of_all_shards, wait_for_all
@@ -45,6 +44,7 @@ from hf_freeze.activation_cache.replay import Replay
 from hf_freeze.activation_cache.rows import Rows, Survey, kept_random_state
 from hf_freeze.activation_cache.shelf import Shelf
 from hf_freeze.activation_cache.store import ActivationStore
+from hf_freeze.activation_cache.watching import PrefixWatch
 from hf_freeze.config import ActivationCacheConfig, parse_section
 from hf_freeze.errors import CacheError
 from hf_freeze.plan.apply import plan_of
@@ -106,8 +106,7 @@ class ActivationCache:
         self.is_decided = False
         self.keys_repeat = False
         self._shelf = Shelf(self.section)
-        self._watched: list[nn.Parameter] = []
-        self._seen: list[object] = []
+        self._watch: PrefixWatch | None = None
 
     @property
     def is_on(self) -> bool:
@@ -276,9 +275,9 @@ class ActivationCache:
     def refresh(self) -> None:
         """Has the next batch decide anew and take the fingerprint anew, as after weights were loaded.
 
-        This happens by itself where parameters of the prefix change (in place, their memory, or their dtype), and with
-        autocast and the attention implementation. Only buffers, values that are written through `parameter.data`, and
-        those of sharded weights, change unseen.
+        This happens by itself where modules or parameters of the prefix are replaced, where parameters change (in
+        place, their memory, or their dtype), and with autocast and the attention implementation. Only buffers, values
+        that are written through `parameter.data`, and those of sharded weights, change unseen.
         """
         self.close()
         if self.is_on:
@@ -374,17 +373,12 @@ class ActivationCache:
         )
         if isinstance(unwrap_model(self.model), FSDPModule):
             prints = of_all_shards(prints)
-        self._watched = prefix_parameters(self.model, self.plan)
-        self._seen = self._state_of_prefix(replay)
+        self._watch = PrefixWatch(self.model, self.plan, replay)
         return self._shelf.open(prints, model=model_name(self.model), dtype=dtype)
 
     def _refresh_if_changed(self) -> None:
-        if self._outputs is not None and self._state_of_prefix(self._outputs.replay) != self._seen:
+        if self._outputs is not None and self._watch is not None and self._watch.has_changed():
             self.refresh()
-
-    def _state_of_prefix(self, replay: Replay) -> list[object]:
-        """Returns what changes with a parameter of the prefix, its memory or dtype, and with how it is computed."""
-        return [replay.mode, *((parameter._version, parameter.data_ptr()) for parameter in self._watched)]
 
 
 def _sentence(text: str) -> str:

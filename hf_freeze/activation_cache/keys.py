@@ -14,13 +14,12 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
-from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 from hf_freeze.plan.audit import tensor_digest
 from hf_freeze.plan.places import ROLE_EMBEDDINGS, block_role
 from hf_freeze.plan.resolve import FreezePlan
-from hf_freeze.plan.wrappers import Node, canonical_tree, join, named_parameters, reshard, unwrap_model
+from hf_freeze.plan.wrappers import Node, canonical_tree, join, reshard
 
 # The name under which a collated batch carries the keys of its rows.
 KEYS = "activation_cache_keys"
@@ -128,21 +127,6 @@ def model_name(model: nn.Module) -> str:
     inner = canonical_tree(model).inner
     name = inner.config.name_or_path if isinstance(inner, PreTrainedModel) else ""
     return name or type(inner).__name__
-
-
-def prefix_parameters(model: nn.Module, plan: FreezePlan) -> list[nn.Parameter]:
-    """Returns the parameters that decide what the prefix computes; none where they are sharded and come and go.
-
-    Args:
-        model: The model that carries the plan, wrapped or not.
-        plan: What is frozen.
-    """
-    if isinstance(unwrap_model(model), FSDPModule):
-        return []
-    first = plan.layout.stacks[0]
-    roles = {ROLE_EMBEDDINGS, *(block_role(first.name, index) for index in range(plan.depth))}
-    names = {decision.name for decision in plan.decisions if decision.role in roles}
-    return [parameter for name, parameter in named_parameters(model) if name in names]
 
 
 def prefix_fingerprints(model: nn.Module, plan: FreezePlan, *, depth: int, environment: str) -> tuple[str, ...]:

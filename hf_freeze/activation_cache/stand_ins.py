@@ -96,6 +96,17 @@ class EmbeddingStandIn(nn.Module):
         return output
 
 
+def real_module(module: nn.Module | None) -> nn.Module | None:
+    """Returns what a stand-in stands in for; any other module is returned as it is.
+
+    Args:
+        module: What is registered in a place.
+    """
+    while isinstance(module, StandIn | EmbeddingStandIn):
+        module = module.__dict__["block" if isinstance(module, StandIn) else "module"]
+    return module
+
+
 def _list_buffers(stand_in: nn.Module, module: nn.Module) -> None:
     """Has a stand-in list the buffers of the real module, under their own names, where there are several processes.
 

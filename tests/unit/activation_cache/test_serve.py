@@ -403,6 +403,35 @@ def test_a_model_that_rounds_otherwise_in_its_first_call_alone_is_served(
     cache.close()
 
 
+@pytest.mark.parametrize("path", ["bert.embeddings", "bert.encoder.layer.1"])
+def test_a_module_that_was_replaced_stays_in_its_place(path: str, tmp_path: Path) -> None:
+    cache = cache_of(frozen_bert(), tmp_path)
+    model, batch = cache.model.eval(), collate(ROWS)
+    evaluate(model, [batch], cache.serve)
+    new = frozen_bert(seed=1).eval().get_submodule(path)
+    model.set_submodule(path, new)
+    expected = evaluate(model, [batch])
+    for _ in range(2):
+        assert same(evaluate(model, [batch], cache.serve), expected)
+        assert model.get_submodule(path) is new
+    assert (cache.stats.hits, cache.stats.misses) == (12, 24)
+    cache.close()
+
+
+def test_stand_ins_count_as_what_they_stand_in_for(tmp_path: Path) -> None:
+    cache = cache_of(frozen_bert(), tmp_path)
+    model, batch = cache.model.eval(), collate(ROWS)
+    expected = evaluate(model, [batch], cache.serve)
+    with cache.serve(batch) as inputs:
+        cache.build(loader_of(ROWS), show_progress=False)
+        with cache.serve(batch):
+            assert cache.is_on
+        assert same([model(**inputs).logits], expected)
+    assert stand_ins(model) == []
+    assert cache.stats.misses == 12
+    cache.close()
+
+
 def test_two_models_are_served_at_once(tmp_path: Path) -> None:
     caches = [cache_of(frozen_bert(depth, seed=depth), tmp_path) for depth in (2, 3)]
     batch = collate(ROWS)

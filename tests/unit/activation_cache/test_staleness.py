@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import re
 import sys
@@ -123,12 +124,37 @@ def to_double(model: PreTrainedModel) -> None:
     model.double()
 
 
+def by_assigned_state(model: PreTrainedModel) -> None:
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    state["bert.encoder.layer.0.attention.self.query.weight"][0, 0] += 0.5
+    model.load_state_dict(state, assign=True)
+
+
+def by_another_parameter(model: PreTrainedModel) -> None:
+    changed = word(model).detach() + 0.5
+    model.bert.embeddings.word_embeddings.weight = nn.Parameter(changed, requires_grad=False)
+
+
+def by_other_input_embeddings(model: PreTrainedModel) -> None:
+    changed = word(model).detach() + 0.5
+    model.set_input_embeddings(nn.Embedding.from_pretrained(changed, padding_idx=0))
+
+
+def by_another_block(model: PreTrainedModel) -> None:
+    model.bert.encoder.layer[1] = copy.deepcopy(model.bert.encoder.layer[1])
+    in_the_last_frozen_block(model)
+
+
 CHANGES: list[Callable[[PreTrainedModel], None]] = [
     in_place,
     in_the_last_frozen_block,
     by_load_state_dict,
     by_other_memory,
     to_double,
+    by_assigned_state,
+    by_another_parameter,
+    by_other_input_embeddings,
+    by_another_block,
 ]
 
 
