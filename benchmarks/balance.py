@@ -259,12 +259,21 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 COMMANDS = {"run": run_all, "time": time_all, "memory": watch_all, "report": write_report}
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Does what the sub-command says."""
-    options = parse_arguments(arguments)
+def carry_out(options: argparse.Namespace, commands: Mapping[str, Callable[[argparse.Namespace], None]]) -> None:
+    """Does what the sub-command says.
+
+    Args:
+        options: Those of the command line.
+        commands: What each sub-command does.
+    """
     if "threads" in options:
         torch.set_num_threads(options.threads)
-    COMMANDS[options.command](options)
+    commands[options.command](options)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Trains, times, watches or reports."""
+    carry_out(parse_arguments(arguments), COMMANDS)
 
 
 if __name__ == "__main__":

@@ -30,13 +30,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from datasets import Dataset
 from transformers import DataCollatorWithPadding, PrinterCallback, Trainer
 
 from benchmarks.balance import (
     TUNING_SEED,
     arguments_of,
+    carry_out,
     evaluation_rows,
     evaluation_splits,
     missing_runs,
@@ -250,11 +250,8 @@ COMMANDS = {"run": run_all, "time": time_all, "cost": cost_all, "report": write_
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Does what the sub-command says."""
-    options = parse_arguments(arguments)
-    if "threads" in options:
-        torch.set_num_threads(options.threads)
-    COMMANDS[options.command](options)
+    """Trains, times or reports."""
+    carry_out(parse_arguments(arguments), COMMANDS)
 
 
 if __name__ == "__main__":

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Final, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from hf_freeze.config.options import as_plain
-from hf_freeze.config.problems import Problem, ProblemsFound, listed, problems_of, shown, unknown_key
-from hf_freeze.config.section import Section, Size
+from hf_freeze.config.problems import Problem, ProblemsFound, listed, shown
+from hf_freeze.config.section import Section, Size, read_options
 from hf_freeze.config.selection import AUTO
 from hf_freeze.config.sizes import spell_size
 from hf_freeze.errors import did_you_mean
@@ -114,24 +114,8 @@ def read_automatic(given: Any) -> AutomaticSelection:
         meant = did_you_mean(name, AUTOMATIC) if isinstance(name, str) else ""
         text = f"unknown automatic selection; got {shown(name)}. It goes by one of {listed(AUTOMATIC)}.{meant}"
         raise ProblemsFound([Problem(("by",), text)])
-    return _read_options(declared, {key: value for key, value in given.items() if key != "by"})
-
-
-def _read_options(declared: type[AutomaticSelection], given: Mapping[str, Any]) -> AutomaticSelection:
-    known = declared.model_fields
-    found = []
-    for key in given.keys() - known.keys():
-        owners = [name for name, other in AUTOMATIC.items() if key in other.model_fields]
-        problem = unknown_key((key,), given[key], ["by", *known])
-        text = f"{problem.text} It is an option of {listed(owners)}." if owners else problem.text
-        found.append(Problem(problem.path, text))
-    try:
-        read = declared.model_validate({key: value for key, value in given.items() if key in known})
-    except ValidationError as error:
-        raise ProblemsFound([*found, *problems_of(error, known)]) from None
-    if found:
-        raise ProblemsFound(found)
-    return read
+    options = {key: value for key, value in given.items() if key != "by"}
+    return read_options(declared, options, among=AUTOMATIC, key="by")
 
 
 def _entry_schema(declared: type[AutomaticSelection]) -> dict[str, Any]:

@@ -17,7 +17,6 @@ from pydantic import (
     PlainSerializer,
     PlainValidator,
     Strict,
-    ValidationError,
     WithJsonSchema,
     model_validator,
 )
@@ -26,8 +25,8 @@ from pydantic_core import CoreSchema
 
 from hf_freeze.config.freeze import FreezeConfig
 from hf_freeze.config.options import as_plain
-from hf_freeze.config.problems import Problem, ProblemsFound, listed, problems_of, shown, unknown_key
-from hf_freeze.config.section import Section, Text
+from hf_freeze.config.problems import Problem, ProblemsFound, listed, shown
+from hf_freeze.config.section import Section, Text, read_options
 from hf_freeze.errors import did_you_mean
 
 _OWN = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
@@ -275,18 +274,11 @@ def option_problems(declared: type[ScheduleOptions], given: Mapping[str, Any]) -
         declared: The options that it has.
         given: The section without `type`.
     """
-    known = declared.model_fields
-    found = []
-    for key in given.keys() - known.keys():
-        owners = [name for name, other in SCHEDULE_OPTIONS.items() if key in other.model_fields]
-        problem = unknown_key((key,), given[key], ["type", *known])
-        text = f"{problem.text} It is an option of {listed(owners)}." if owners else problem.text
-        found.append(Problem(problem.path, text))
     try:
-        declared.model_validate({key: value for key, value in given.items() if key in known})
-    except ValidationError as error:
-        found += problems_of(error, known)
-    return found
+        read_options(declared, given, among=SCHEDULE_OPTIONS, key="type")
+    except ProblemsFound as error:
+        return list(error.problems)
+    return []
 
 
 def _known_type(name: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -17,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from hf_freeze.config.problems import Problem, ProblemsFound, problems_of, shown
+from hf_freeze.config.problems import Problem, ProblemsFound, listed, problems_of, shown, unknown_key
 from hf_freeze.config.sizes import SIZE_SCHEMA, read_size
 from hf_freeze.errors import did_you_mean
 
@@ -61,6 +61,39 @@ class Section(BaseModel):
         if found:
             raise ProblemsFound(found)
         return section
+
+
+_Options = TypeVar("_Options", bound=Section)
+
+
+def read_options(
+    declared: type[_Options], given: Mapping[str, Any], *, among: Mapping[str, type[Section]], key: str
+) -> _Options:
+    """Reads the options of one of several things that a key chooses from, such as those of a schedule.
+
+    Args:
+        declared: The options that it has.
+        given: What was written beside the key.
+        among: The options of all of them by name, to say whose an option is that this one does not have.
+        key: The key.
+
+    Raises:
+        ProblemsFound: An option is unknown, or has a value that it cannot have; all are listed.
+    """
+    known = declared.model_fields
+    found = []
+    for name in given.keys() - known.keys():
+        owners = [owner for owner, other in among.items() if name in other.model_fields]
+        problem = unknown_key((name,), given[name], [key, *known])
+        text = f"{problem.text} It is an option of {listed(owners)}." if owners else problem.text
+        found.append(Problem(problem.path, text))
+    try:
+        read = declared.model_validate({name: value for name, value in given.items() if name in known})
+    except ValidationError as error:
+        raise ProblemsFound([*found, *problems_of(error, known)]) from None
+    if found:
+        raise ProblemsFound(found)
+    return read
 
 
 def _switch(given: object) -> Literal["auto"] | bool:

@@ -59,6 +59,7 @@ class Autofreeze(FreezingSchedule):
 
     Options = AutofreezeOptions
     name = "autofreeze"
+    statistic = GRADIENTS
     options: AutofreezeOptions
 
     def __init__(self, options: AutofreezeOptions, course: Course) -> None:
@@ -66,11 +67,6 @@ class Autofreeze(FreezingSchedule):
         self._interval = 1
         self._num_intervals = 0
         self._norms: dict[str, float] = {}
-
-    @property
-    def needs(self) -> frozenset[str]:
-        """Gradients, as long as there is a block left to freeze."""
-        return frozenset({GRADIENTS}) if self.num_freezable else frozenset()
 
     def begin(self, run: RunLength) -> None:
         """Checks that there are blocks to freeze and intervals to decide from.

@@ -17,9 +17,11 @@ class FreezingSchedule(Schedule):
 
     Attributes:
         name: The name of the schedule, for messages.
+        statistic: What it decides from.
     """
 
     name: ClassVar[str]
+    statistic: ClassVar[str]
 
     def __init__(self, options: Any, course: Course) -> None:
         super().__init__(options, course)
@@ -46,6 +48,11 @@ class FreezingSchedule(Schedule):
     def num_freezable(self) -> int:
         """How many more blocks may be frozen."""
         return sum(block in self.course.blocks[: self.ceiling] for block in self.active)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What it decides from, as long as there is a block left to freeze."""
+        return frozenset({self.statistic}) if self.num_freezable else frozenset()
 
     @property
     def bounds(self) -> tuple[frozenset[str], frozenset[str]]:

@@ -119,6 +119,7 @@ class Plasticity(FreezingSchedule):
 
     Options = PlasticityOptions
     name = "plasticity"
+    statistic = PROBE
     options: PlasticityOptions
 
     def __init__(self, options: PlasticityOptions, course: Course) -> None:
@@ -127,11 +128,6 @@ class Plasticity(FreezingSchedule):
         self._num_probes = 0
         self._snapshot: dict[str, torch.Tensor] = {}
         self._series: dict[str, Series] = {}
-
-    @property
-    def needs(self) -> frozenset[str]:
-        """The probe, as long as there is a block left to freeze."""
-        return frozenset({PROBE}) if self.num_freezable else frozenset()
 
     def begin(self, run: RunLength) -> None:
         """Checks that there are blocks to freeze and probes to decide from.
