@@ -214,18 +214,25 @@ def read_state(model: nn.Module, plan: FreezePlan, folder: Path) -> None:
         folder: A checkpoint that `write_state` wrote.
 
     Raises:
-        PlanError: The checkpoint was written from another model, or over other frozen weights.
+        PlanError: The checkpoint was written from another model, or over other frozen weights; nothing is loaded then.
     """
-    state = _read_state(folder)
     tensors = safetensors.torch.load_file(folder / WEIGHTS_FILE)
-    result = unwrap_model(model).load_state_dict(tensors, strict=False)
-    if result.unexpected_keys:
+    inner = unwrap_model(model)
+    shapes = {name: tuple(tensor.shape) for name, tensor in inner.state_dict().items()}
+    if unexpected := [name for name in tensors if name not in shapes]:
         raise PlanError(
-            f"{folder}: this checkpoint holds weights that the model lacks; got {result.unexpected_keys[0]!r} and "
-            f"{len(result.unexpected_keys) - 1} more. The model is a {plan.layout.model_class}. "
+            f"{folder}: this checkpoint holds weights that the model lacks; got {unexpected[0]!r} and "
+            f"{len(unexpected) - 1} more. The model is a {plan.layout.model_class}. "
             "Load the model, adapters included, that the checkpoint was written from."
         )
-    _check_base(model, state["base_digests"], folder)
+    if other := [name for name, tensor in tensors.items() if tuple(tensor.shape) != shapes[name]]:
+        raise PlanError(
+            f"{folder}: this checkpoint holds weights of other shapes; got {other[0]!r} of shape "
+            f"{tuple(tensors[other[0]].shape)} and {len(other) - 1} more. The model, a {plan.layout.model_class}, has "
+            f"{shapes[other[0]]} there. Load the model, with as many labels, that the checkpoint was written from."
+        )
+    _check_base(model, _read_state(folder)["base_digests"], folder)
+    inner.load_state_dict(tensors, strict=False)
 
 
 def read_whole(model: PreTrainedModel, folder: Path) -> None:

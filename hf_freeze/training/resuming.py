@@ -20,7 +20,7 @@ import torch
 from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.trainer import OPTIMIZER_NAME
+from transformers.trainer import OPTIMIZER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from transformers.utils import CONFIG_NAME
 
@@ -86,12 +86,14 @@ class CheckpointMixin(PushingMixin, SchedulingMixin):
             )
         folder = Path(str(asked))
         checkpoint.refuse_pickled_weights(folder)
-        if (folder / checkpoint.STATE_FILE).exists() and not manifest.is_complete(folder):
+        is_ours = any((folder / name).exists() for name in (checkpoint.STATE_FILE, checkpoint.WEIGHTS_FILE))
+        # The Trainer's own have no manifest; without its state it resumes neither.
+        if not (folder / TRAINER_STATE_NAME).is_file() or (is_ours and not manifest.is_complete(folder)):
             newest = manifest.newest_complete(folder.parent)
-            raise PlanError(
-                f"resume_from_checkpoint: this checkpoint is not complete; got {str(asked)!r}. "
-                f"The newest complete one is {str(newest) if newest else 'none'}. Resume from that one."
-            )
+            what = "this checkpoint is not complete" if folder.is_dir() else "there is no such folder"
+            none = "There is no complete one beside it. Train without resume_from_checkpoint."
+            remedy = none if newest is None else f"The newest complete one is {newest}. Resume from that one."
+            raise PlanError(f"resume_from_checkpoint: {what}; got {str(asked)!r}. {remedy}")
         return folder
 
     @property
@@ -218,8 +220,11 @@ class CheckpointMixin(PushingMixin, SchedulingMixin):
 
     def _load_best_model(self) -> None:
         self.audit.release({*self.union_plan.trainable_names, *self._trained_before})
-        if not self._load_weights(Path(self.state.best_model_checkpoint or "")):
-            super()._load_best_model()
+        try:
+            if not self._load_weights(Path(self.state.best_model_checkpoint or "")):
+                super()._load_best_model()
+        except PlanError as error:  # It may be of an earlier plan, under which other weights were frozen.
+            logger.warning("The best checkpoint is not loaded, and the last weights are kept. %s", error)
         apply_plan(self.model, self.plan)  # PEFT freezes the adapters that it loads.
 
     def _load_weights(self, folder: Path) -> bool:

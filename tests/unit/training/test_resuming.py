@@ -40,7 +40,7 @@ def tiny_mixtral() -> PreTrainedModel:
 def run(folder: Path, model: PreTrainedModel, *, resume: str | bool | None = None, **options: Any) -> FreezeTrainer:
     keywords = {
         key: options.pop(key)
-        for key in ("freeze", "adapters", "lr_multipliers", "allow_changed_plan")
+        for key in ("freeze", "adapters", "lr_multipliers", "save", "allow_changed_plan")
         if key in options
     }
     labels = options.pop("labels", "classes")
@@ -193,6 +193,29 @@ class TestChangedPlans:
         assert last.state.best_model_checkpoint == first.state.best_model_checkpoint
         assert_same(state(last.model), state(first.model))
 
+    def test_a_best_model_over_other_frozen_weights_costs_nothing(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        best = {"eval_strategy": "steps", "eval_steps": 1, "load_best_model_at_end": True, "learning_rate": 5e-2}
+        run(tmp_path, dropping_bert(), max_steps=3, freeze={"blocks": {"first": 3}}, **best)
+        changed = {"freeze": {"blocks": {"first": 1}}, "allow_changed_plan": True}
+        worse = {**best, "learning_rate": 5.0}
+        last = run(tmp_path, dropping_bert(), max_steps=6, resume=str(tmp_path / "checkpoint-3"), **changed, **worse)
+        assert last.state.global_step == 6
+        kept = safetensors.torch.load_file(tmp_path / "checkpoint-6" / checkpoint.WEIGHTS_FILE)
+        assert all(torch.equal(tensor, last.model.state_dict()[name]) for name, tensor in kept.items())
+        assert caplog.text.count("The best checkpoint is not loaded, and the last weights are kept.") == 1
+
+    def test_weights_of_other_shapes_are_refused(self, tmp_path: Path) -> None:
+        run(tmp_path, dropping_bert(), max_steps=2, **FROZEN)
+        message = (
+            f"{tmp_path}/checkpoint-2: this checkpoint holds weights of other shapes; got 'classifier.bias' of shape "
+            "(2,) and 1 more. The model, a BertForSequenceClassification, has (3,) there. Load the model, with as many "
+            "labels, that the checkpoint was written from."
+        )
+        with pytest.raises(PlanError, match=f"^{re.escape(message)}$"):
+            run(tmp_path, tiny_bert(num_labels=3, **DROPOUT), resume=True, allow_changed_plan=True, **FROZEN)
+
     def test_another_base_model_is_refused(self, tmp_path: Path) -> None:
         run(tmp_path, dropping_bert(), max_steps=2, **FROZEN)
         message = (
@@ -256,6 +279,36 @@ class TestCompleteness:
         )
         with pytest.raises(PlanError, match=f"^{re.escape(message)}$"):
             run(tmp_path, dropping_bert(), resume=str(folder), **FROZEN)
+
+    @pytest.mark.parametrize(
+        ("checkpoints", "lost"),
+        [
+            ("small", [checkpoint.STATE_FILE, manifest.MANIFEST_FILE]),
+            ("small", ["trainer_state.json"]),
+            ("full", ["trainer_state.json", checkpoint.STATE_FILE, manifest.MANIFEST_FILE]),
+        ],
+    )
+    def test_one_whose_saving_was_cut_short_is_refused_by_name(
+        self, checkpoints: str, lost: list[str], tmp_path: Path
+    ) -> None:
+        run(tmp_path, dropping_bert(), max_steps=2, save={"checkpoints": checkpoints}, **FROZEN)
+        folder = tmp_path / "checkpoint-2"
+        for name in lost:
+            (folder / name).unlink()
+        message = (
+            f"resume_from_checkpoint: this checkpoint is not complete; got '{folder}'. The newest complete one is "
+            f"{tmp_path}/checkpoint-1. Resume from that one."
+        )
+        with pytest.raises(PlanError, match=f"^{re.escape(message)}$"):
+            run(tmp_path, dropping_bert(), resume=str(folder), save={"checkpoints": checkpoints}, **FROZEN)
+
+    def test_a_folder_that_does_not_exist_is_refused(self, tmp_path: Path) -> None:
+        message = (
+            f"resume_from_checkpoint: there is no such folder; got '{tmp_path}/checkpoint-7'. There is no complete "
+            "one beside it. Train without resume_from_checkpoint."
+        )
+        with pytest.raises(PlanError, match=f"^{re.escape(message)}$"):
+            run(tmp_path, dropping_bert(), resume=str(tmp_path / "checkpoint-7"), **FROZEN)
 
     def test_nothing_to_resume_from_is_said(self, tmp_path: Path) -> None:
         message = (
