@@ -309,3 +309,18 @@ def test_the_random_state_after_a_run_is_that_of_a_run_without(tmp_path: Path) -
         trained(tmp_path, cache)
         drawn.append((float(torch.rand(())), float(np.random.rand())))
     assert drawn[0] == drawn[1] == drawn[2]
+
+
+def test_what_a_run_took_tells_what_the_cache_did(tmp_path: Path) -> None:
+    section = {"enabled": True, "dir": str(tmp_path / "cache"), "build": "eager"}
+    trainer = trained(tmp_path, section, train_dataset=sentences(2000)).trainer
+    costs = trainer.costs(12.34)
+    stats = trainer.activation_cache.stats
+    assert costs.cache is stats
+    assert stats.hits > 0
+    assert stats.num_bytes > 1e6
+    served = f"{stats.hits:,} rows were served and {stats.misses:,} were not there"
+    built = f"{stats.num_bytes / 1e6:,.0f} MB, built in {stats.build_seconds:.1f} seconds"
+    saved = f"about {max(0.0, stats.seconds_saved):.1f} seconds were saved"
+    assert costs.sentences[0].startswith("Training took 12.3 seconds. Peak memory of the process: ")
+    assert costs.sentences[1:] == (f"Activation cache: {served}; {built}; {saved}.",)

@@ -70,6 +70,23 @@ def test_a_deeper_prefix_is_computed_from_the_shallower_one(tmp_path: Path, monk
     assert (1, 2) in starts
 
 
+def test_the_best_model_of_another_depth_is_evaluated_from_its_own_prefix(tmp_path: Path) -> None:
+    best = {"save_strategy": "steps", "save_steps": 7, "eval_steps": 7, "load_best_model_at_end": True}
+    # The blocks that freeze at step 14 are not those of step 7, and come back as they were then.
+    first = {"until": {"step": 14}, "freeze": {"blocks": {"first": 1}}}
+    phases = {"type": "phases", "phases": [first, PHASES[3]], "warmup": 0}
+    # With so high a rate every step makes it worse: the first evaluation stays the best.
+    cached = trained(
+        tmp_path, section(tmp_path), schedule=phases, freeze=None, options={**OPTIONS, **best, "learning_rate": 0.5}
+    ).trainer
+    assert cached.state.best_global_step == 7
+    assert (cached.timeline[0].step, cached.timeline[0].depth, cached.plan.depth) == (14, 3, 3)
+    hits = cached.activation_cache.stats.hits
+    assert cached.evaluate()["eval_loss"] == pytest.approx(cached.state.best_metric, abs=1e-5)
+    assert cached.activation_cache.is_on
+    assert cached.activation_cache.stats.hits + cached.activation_cache.stats.misses > hits
+
+
 def test_nothing_is_served_while_no_block_is_frozen_and_the_cache_comes_back(tmp_path: Path) -> None:
     result = run(tmp_path, "phases", section(tmp_path))
     assert [transition.depth for transition in result.trainer.timeline] == [0, 1, 3]
