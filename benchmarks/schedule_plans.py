@@ -15,12 +15,10 @@ def scheduled(name: str, about: str, *, rates: tuple[float, ...] = _LOW, caches:
     return Plan(name, about, FULL.num_trainable, rates, None, {"schedule": schedule}, caches)
 
 
-def after_one_epoch(depth: int) -> Plan:
-    """Returns the plan that trains everything for one epoch, and freezes up to a depth afterwards."""
-    phases = [{"until": {"epoch": 1}, "freeze": {"blocks": "none"}}, {"freeze": {"blocks": {"first": depth}}}]
-    return scheduled(
-        f"phases {depth}", f"everything for one epoch, then depth {depth}", type="phases", phases=phases, warmup=0
-    )
+def after(until: float | dict[str, int], depth: int, *, name: str, about: str) -> Plan:
+    """Returns the plan that trains everything until a progress, and freezes up to a depth afterwards."""
+    phases = [{"until": until, "freeze": {"blocks": "none"}}, {"freeze": {"blocks": {"first": depth}}}]
+    return scheduled(name, f"everything {about}, then depth {depth}", type="phases", phases=phases, warmup=0)
 
 
 def fixed(depth: int) -> Plan:
@@ -32,8 +30,9 @@ def fixed(depth: int) -> Plan:
 
 CONTROL = " shuffled"
 SCHEDULES = (
-    after_one_epoch(4),
-    after_one_epoch(5),
+    after({"epoch": 1}, 4, name="phases 4", about="for one epoch"),
+    after({"epoch": 1}, 5, name="phases 5", about="for one epoch"),
+    after(0.35, 5, name="later phases 5", about="for 35 % of the steps"),
     scheduled("linear", "`progressive`, linear", type="progressive"),
     scheduled("exponential", "`progressive`, exponential", type="progressive", curve="exponential"),
     scheduled("cubic", "`progressive`, cubic", type="progressive", curve="cubic"),

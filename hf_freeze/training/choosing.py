@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from hf_freeze.config import AdapterConfig, FreezeConfig, ScheduleConfig
 from hf_freeze.config.automatic import AutomaticSelection, BudgetSelection, GradientSelection, SnrSelection
+from hf_freeze.errors import PlanError
 from hf_freeze.plan.apply import apply_plan, plan_of
 from hf_freeze.plan.automatic import Chosen, check_automatic
 from hf_freeze.plan.prepare import freeze_model
@@ -66,8 +67,13 @@ class ChoosingMixin(CachingMixin, CheckpointMixin):
         if recorded is not None:
             self._take(recorded, f"as the run in {folder} did")
             return
-        made = [self._chosen_by(selection, self._freeze_section).record()]
-        broadcast_object_list(made)  # Rounding differs between machines, and the process with rank 0 decides.
+        try:
+            made: list[Any] = [self._chosen_by(selection, self._freeze_section).record()]
+        except PlanError as error:
+            made = [error]
+        broadcast_object_list(made)  # Rounding and timings differ between processes: that with rank 0 decides.
+        if isinstance(made[0], PlanError):
+            raise made[0]
         self._take(Chosen.from_record(made[0]), "before training")
 
     def _folder_to_resume(self) -> Path | None:

@@ -34,7 +34,7 @@ NUM_EVALUATED = 32
 NUM_STEPS = 20
 NUM_FROZEN = 2
 # Seconds that all runs of a launch may take.
-TIMEOUT = 150.0
+TIMEOUT = 600.0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,13 +11,14 @@ import faulthandler
 import json
 import sys
 from collections.abc import Mapping
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
 from accelerate.state import AcceleratorState
 from torch.distributed.tensor import DTensor
 
-from hf_freeze.errors import FreezeError
+from hf_freeze.errors import FreezeError, PlanError
 from hf_freeze.plan import named_parameters
 from hf_freeze.plan.audit import tensor_digest
 from hf_freeze.schedules import Choice, Moment, Schedule
@@ -29,7 +30,7 @@ from tests.unit.training.runs import arguments, logged, rows
 GLOBAL_BATCH = 8
 NUM_ROWS = 48
 # Seconds that all runs of a launch may take.
-TIMEOUT = 150.0
+TIMEOUT = 600.0
 
 
 class Disagrees(Schedule):
@@ -102,15 +103,15 @@ class ScheduledRecord:
         resumed_weights: Digests of the parameters at the end of the resumed run.
     """
 
-    losses: list[float]
-    gradient_norms: list[float]
-    evaluations: list[float]
-    timeline: list[str]
-    weights: dict[str, str]
-    hits: int
-    error: str
-    resumed_losses: list[float]
-    resumed_weights: dict[str, str]
+    losses: list[float] = field(default_factory=list)
+    gradient_norms: list[float] = field(default_factory=list)
+    evaluations: list[float] = field(default_factory=list)
+    timeline: list[str] = field(default_factory=list)
+    weights: dict[str, str] = field(default_factory=dict)
+    hits: int = 0
+    error: str = ""
+    resumed_losses: list[float] = field(default_factory=list)
+    resumed_weights: dict[str, str] = field(default_factory=dict)
 
 
 def carry_out(run: ScheduledRun, folder: Path, *, num_processes: int = 1) -> ScheduledRecord:
@@ -121,7 +122,10 @@ def carry_out(run: ScheduledRun, folder: Path, *, num_processes: int = 1) -> Sch
         folder: The folder of all runs.
         num_processes: How many processes carry the run out together.
     """
-    trainer = _trainer(run, folder, num_processes)
+    try:
+        trainer = _trainer(run, folder, num_processes)
+    except PlanError as caught:
+        return ScheduledRecord(error=str(caught))
     error = ""
     try:
         trainer.train()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -42,10 +43,11 @@ FAILING = [
     ScheduledRun("disagrees", {"type": f"{HERE}:Disagrees"}),
     ScheduledRun("fails in one", {"type": f"{HERE}:FailsInOne"}),
     ScheduledRun("due in one", {"type": f"{HERE}:DueInOne"}),
+    ScheduledRun("no choice", {"type": "static"}, {"freeze": {"blocks": {"auto": {"by": "budget", "speedup": 1000}}}}),
 ]
 AUTOMATIC = [
     ScheduledRun(f"chosen by {options['by']}", {"type": "static"}, {"freeze": {"blocks": {"auto": options}}})
-    for options in ({"by": "snr"}, {"by": "gradient", "train_top": 0.6}, {"by": "budget", "speedup": 1.01})
+    for options in ({"by": "snr"}, {"by": "gradient", "train_top": 0.6}, {"by": "budget", "seconds": 3600})
 ]
 SHARDED = [
     *RUNS[:2],
@@ -160,6 +162,17 @@ def test_an_error_in_one_process_ends_all(seen: Records) -> None:
         "is no checkpoint yet."
     )
     assert second.error.startswith(f"schedule: {HERE}:FailsInOne failed before step 3; got ValueError: no.")
+
+
+def test_all_processes_tell_why_the_first_could_not_choose(seen: Records) -> None:
+    first, second = seen["no choice"]
+    assert re.fullmatch(
+        r"freeze\.blocks\.auto\.speedup: no number of frozen blocks meets it; got 1000\. With 3 of 4 blocks frozen it "
+        r"is \d+\.\d\d times as fast as full fine-tuning\. Ask for that, or train the head alone \(freeze\.blocks: "
+        r"all\)\.",
+        first.error,
+    )
+    assert second.error == first.error
 
 
 @by_name(SHARDED)
