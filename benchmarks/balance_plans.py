@@ -48,12 +48,12 @@ class Plan:
     keeps_dropout_of: str | None = None
 
 
-FULL = Plan("full", "everything, plain `Trainer`", 22_713_986, (1e-4, 2e-4, 5e-4, 1e-3))
+FULL = Plan("full", "everything, plain `Trainer`", 22_713_986, (5e-5, 1e-4, 2e-4, 5e-4))
 CACHED = Plan(
     "cached",
     "blocks 4-5 and the head; the prefix in eval mode, from the activation cache",
     3_697_538,
-    (2e-4, 5e-4, 1e-3, 2e-3),
+    (5e-4, 1e-3, 2e-3, 5e-3),
     DEPTH,
     {"freeze": {"blocks": {"first": DEPTH}}},
     caches=True,
@@ -105,7 +105,7 @@ HEAD_ONLY = Plan(
     "head only",
     "pooler and classifier; from the activation cache",
     148_610,
-    (2e-3, 5e-3, 1e-2, 2e-2),
+    (1e-3, 2e-3, 5e-3, 1e-2),
     NUM_BLOCKS,
     {"freeze": {"blocks": "all"}},
     caches=True,

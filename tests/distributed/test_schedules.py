@@ -34,6 +34,9 @@ RUNS = [
     }),
     ScheduledRun("phases", {"type": "phases", "phases": PHASES, "warmup": 0}),
     ScheduledRun("plateau", {"type": "plateau", "min_delta": 1.0, "warmup": 0}),
+    ScheduledRun("random", {"type": "tests.unit.training.test_scheduling:RandomStates"}, options={
+        "max_steps": 220, "eval_steps": 110
+    }),
     ScheduledRun("autofreeze", AUTOFREEZE, resumed_at=14, options={"gradient_accumulation_steps": 2}),
     ScheduledRun("plasticity", PLASTICITY, caches=True, resumed_at=14),
     ScheduledRun("progressive, cached", {"type": "progressive"}, caches=True),
@@ -90,7 +93,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Records:
 @pytest.fixture(scope="module")
 def sharded(tmp_path_factory: pytest.TempPathFactory) -> Records:
     folder = session_folder(tmp_path_factory.getbasetemp()) / "schedules fsdp2"
-    return launch(SHARDED, folder, backend="fsdp2")
+    return launch([*SHARDED, *AUTOMATIC], folder, backend="fsdp2")
 
 
 def by_name(runs: list[ScheduledRun]) -> pytest.MarkDecorator:
@@ -103,7 +106,7 @@ def assert_equals_one_process(two: list[ScheduledRecord], run: ScheduledRun, fol
     assert len(one.timeline) >= 2
     assert [line.split("; depth")[0] for line in two[0].timeline] == [line.split("; depth")[0] for line in one.timeline]
     assert two[0].timeline == two[1].timeline
-    assert len(two[0].losses) == 24
+    assert len(two[0].losses) == run.options.get("max_steps", 24)
     np.testing.assert_allclose(two[0].losses, one.losses, rtol=0, atol=1e-4)
     np.testing.assert_allclose(two[0].gradient_norms, one.gradient_norms, rtol=0, atol=1e-3)
     np.testing.assert_allclose(two[0].evaluations, one.evaluations, rtol=0, atol=1e-4)
@@ -129,9 +132,12 @@ def test_both_processes_are_served_from_the_cache(seen: Records, run: ScheduledR
 
 
 @by_name(AUTOMATIC)
-def test_all_processes_train_what_was_chosen_in_the_first(seen: Records, run: ScheduledRun) -> None:
+@pytest.mark.parametrize("backend", ["seen", "sharded"])
+def test_all_processes_train_what_was_chosen_in_the_first(
+    request: pytest.FixtureRequest, backend: str, run: ScheduledRun
+) -> None:
     """Each process would choose from rows and timings of its own."""
-    first, second = seen[run.name]
+    first, second = request.getfixturevalue(backend)[run.name]
     assert first.error == second.error == ""
     assert len(first.losses) == 24
     assert first.weights == second.weights

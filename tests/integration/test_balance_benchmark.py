@@ -134,8 +134,8 @@ def test_what_eval_mode_costs_is_reported(tmp_path: Path) -> None:
 
 
 def test_a_rate_at_the_edge_of_what_was_tried_is_marked() -> None:
-    assert balance_report.spell_rate(FULL, 1e-3) == "1e-3 (largest tried)"
-    assert balance_report.spell_rate(FULL, 1e-4) == "1e-4 (smallest tried)"
+    assert balance_report.spell_rate(FULL, 5e-4) == "5e-4 (largest tried)"
+    assert balance_report.spell_rate(FULL, 5e-5) == "5e-5 (smallest tried)"
     assert balance_report.spell_rate(FULL, 2e-4) == "2e-4"
 
 
