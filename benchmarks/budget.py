@@ -13,6 +13,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,14 +81,28 @@ def measure_speedup(options: argparse.Namespace) -> None:
         full.append(bench.seconds(None))
         for each in depths:
             taken[each].append(bench.seconds({"blocks": {"first": each}}))
-    print(*table_head(["frozen blocks", "seconds", "full / this", "smallest to largest", "predicted"]), sep="\n")
-    print(table_row([0, f"{statistics.median(full):.1f}", "1.00", "", ""]))
-    for each, seconds in taken.items():
+    print("\n".join(speedup_table(full, taken, chosen.scores)))
+
+
+def speedup_table(
+    full: Sequence[float], taken: Mapping[int, Sequence[float]], scores: Mapping[str, float]
+) -> list[str]:
+    """Returns the lines of the table of speed-ups, whose ratios are taken within a round.
+
+    Args:
+        full: Seconds of full fine-tuning, one per round.
+        taken: Seconds by the number of frozen blocks, one per round.
+        scores: What was predicted, as a choice by budget keeps it.
+    """
+    lines = table_head(["frozen blocks", "seconds", "full / this", "smallest to largest", "predicted"])
+    lines.append(table_row([0, f"{statistics.median(full):.1f}", "1.00", "", ""]))
+    for depth, seconds in taken.items():
         ratios = [whole / own for whole, own in zip(full, seconds, strict=True)]
-        predicted = chosen.scores.get(f"up to blocks[{each - 1}]")
+        predicted = scores.get(f"up to blocks[{depth - 1}]")
         cells = [f"{statistics.median(seconds):.1f}", f"{statistics.median(ratios):.2f}"]
         cells += [f"{min(ratios):.2f} to {max(ratios):.2f}", "not tried" if predicted is None else f"{predicted:.2f}"]
-        print(table_row([each, *cells]))
+        lines.append(table_row([depth, *cells]))
+    return lines
 
 
 def measure_memory(options: argparse.Namespace) -> None:
@@ -104,7 +119,7 @@ def measure_memory(options: argparse.Namespace) -> None:
         print(f"The process took {spell_size(memory.peak)} at most; the limit was {options.limit}.")
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Runs what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=["speedup", "memory"])
@@ -113,8 +128,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--target", type=float, default=2.0)
     parser.add_argument("--limit", default="1.2 GB")
-    options = parser.parse_args()
-    torch.set_num_threads(2)
+    parser.add_argument("--threads", type=int, default=2, help="threads that an operation of torch may use")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
     {"speedup": measure_speedup, "memory": measure_memory}[options.what](options)
 
 
