@@ -25,6 +25,8 @@ from hf_freeze.plan.wrappers import Node, canonical_tree, join, reshard
 KEYS = "activation_cache_keys"
 # Bytes of one key; a row has two: of its content without padding, and of all of it.
 KEY_SIZE = 16
+# Inputs that go with the tokens, whatever lies under the padding. Of others it has to be seen.
+_OF_TOKENS = frozenset({"attention_mask", "input_ids", "position_ids", "token_type_ids"})
 # What names a model, its labels and its loss: it does not change what the blocks compute. The dtype is that of the
 # weights, which count themselves; `save_pretrained` notes it in the config while training.
 _UNRELATED = frozenset(
@@ -45,17 +47,21 @@ def row_lengths(inputs: Mapping[str, Any]) -> list[int] | None:
         return None
     real = mask.bool()
     padded_right = (real[:, 1:] <= real[:, :-1]).all(dim=1)
-    lengths = torch.where(padded_right, real.sum(dim=1), real.shape[1])
-    return [int(length) for length in lengths]
+    lengths: list[int] = torch.where(padded_right, real.sum(dim=1), real.shape[1]).tolist()
+    return lengths
 
 
 def row_keys(inputs: Mapping[str, Any]) -> torch.Tensor:
     """Returns two keys per row, of its content without padding and of the whole row, of shape (B, 2 * KEY_SIZE).
 
+    Padding is left out of what goes with the tokens, and of other tensors of shape (B, L, ...) that are zero wherever
+    there is padding: one that only happens to be as wide as the batch counts as a whole.
+
     Args:
-        inputs: A collated batch without labels; its tensors lie on the CPU. Tensors whose first dimension is not B, and
-            values that are no tensors, count for every row.
+        inputs: A collated batch without labels, on any device. Tensors whose first dimension is not B, and values that
+            are no tensors, count for every row.
     """
+    inputs = {name: value.cpu() if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
     size = batch_size(inputs)
     lengths = row_lengths(inputs)
     width = inputs["attention_mask"].shape[1] if lengths is not None else 0
@@ -64,7 +70,12 @@ def row_keys(inputs: Mapping[str, Any]) -> torch.Tensor:
     for name in sorted(inputs):
         value = inputs[name]
         if isinstance(value, torch.Tensor) and value.ndim > 0 and value.shape[0] == size:
-            is_padded = lengths is not None and value.ndim > 1 and value.shape[1] == width
+            is_padded = (
+                lengths is not None
+                and value.ndim > 1
+                and value.shape[1] == width
+                and (name in _OF_TOKENS or _is_zero_behind(value, lengths))
+            )
             header.append(f"{name}:{value.dtype}{tuple(value.shape[2 if is_padded else 1 :])};")
             rows = value.detach().reshape(size, -1).contiguous().view(torch.uint8).numpy()
             per_row.append((rows, rows.shape[1] // width if is_padded and width else 0))
@@ -100,6 +111,17 @@ def _hash(header: bytes, per_row: Sequence[tuple[Any, int]], row: int, length: i
     parts = [values[row, : length * size] if size else values[row] for values, size in per_row]
     content = b"".join((header, length.to_bytes(8, "little"), *parts))
     return hashlib.blake2b(content, digest_size=KEY_SIZE).digest()
+
+
+def _is_zero_behind(value: torch.Tensor, lengths: Sequence[int]) -> bool:
+    """Returns whether there are only zeros behind the real positions of all rows.
+
+    Args:
+        value: A tensor of shape (B, L, ...).
+        lengths: How many positions of each row are real.
+    """
+    is_padding = torch.arange(value.shape[1]) >= torch.tensor(lengths)[:, None]
+    return not bool(value[is_padding].any())
 
 
 def _spelled(value: object) -> str:

@@ -103,9 +103,7 @@ class PrefixOutputs:
             keyed: What of the batch the prefix reads.
             keys: The keys of its rows, of shape (B, 2 * KEY_SIZE); None where the batch has none yet.
         """
-        if keys is None:
-            on_cpu = {name: value.cpu() if isinstance(value, torch.Tensor) else value for name, value in keyed.items()}
-            keys = row_keys(on_cpu)
+        keys = row_keys(keyed) if keys is None else keys
         half = keys[:, :KEY_SIZE] if self.trims else keys[:, KEY_SIZE:]
         joined = half.contiguous().cpu().numpy().tobytes()
         return [joined[start : start + KEY_SIZE] for start in range(0, len(joined), KEY_SIZE)]

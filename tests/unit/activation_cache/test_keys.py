@@ -84,6 +84,41 @@ def test_token_types_are_cut_with_the_padding() -> None:
     assert together == [content_keys(keyed_inputs(collate([row]), ("labels",)))[0] for row in rows]
 
 
+def test_a_feature_of_the_whole_row_counts_as_a_whole_where_the_batch_happens_to_be_as_wide() -> None:
+    tokens = text_of([5, 6, 7], [5, 6, 7], width=5)
+    features = [[0, 0, 0, 0, 0], [0, 0, 0, 0, 1], [0, 0, 0, 1, 0], [0, 0, 0, 1, 1], [1, 0, 0, 0, 0]]
+    keys = {content_keys({**tokens, "genres": torch.tensor([row, features[0]])})[0] for row in features}
+    assert len(keys) == len(features)
+    # However the numbers beside each other are cut, none of them may pass for that of another feature.
+    first = {"genres": torch.tensor([[1, 2, 3, 4, 5]] * 2), "places": torch.tensor([[6, 7, 8, 0, 0]] * 2)}
+    second = {"genres": torch.tensor([[1, 2, 3, 0, 0]] * 2), "places": torch.tensor([[4, 5, 6, 7, 8]] * 2)}
+    assert content_keys({**tokens, **first}) != content_keys({**tokens, **second})
+
+
+def test_other_features_of_tokens_are_cut_with_the_padding_where_that_is_zero() -> None:
+    def boxes(width: int) -> torch.Tensor:
+        return torch.tensor([[[1, 2, 3, 4]] * 2 + [[0] * 4] * (width - 2)])
+
+    keys = [content_keys({**text_of([5, 6], width=width), "bbox": boxes(width)})[0] for width in (2, 3, 5)]
+    assert len(set(keys)) == 1
+
+
+class Elsewhere(torch.Tensor):
+    """A tensor on another device, as far as NumPy can tell."""
+
+    def numpy(self, *, force: bool = False) -> Any:
+        raise TypeError("can't convert a device tensor to numpy. Use Tensor.cpu() first.")
+
+    def cpu(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return self.as_subclass(torch.Tensor)
+
+
+def test_tensors_on_any_device_have_the_same_keys() -> None:
+    inputs = {**text_of([5, 6], [7, 8, 9]), "bbox": torch.zeros(2, 3, 4)}
+    elsewhere = {name: value.as_subclass(Elsewhere) for name, value in inputs.items()}
+    assert torch.equal(row_keys(elsewhere), row_keys(inputs))
+
+
 def test_labels_do_not_count() -> None:
     rows = rows_of(4)
     changed = [{**row, "labels": 1 - row["labels"]} for row in rows]

@@ -15,10 +15,11 @@ import pytest
 import torch
 import transformers
 from torch import nn
-from transformers import BertConfig, PreTrainedModel
+from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
 from transformers.models.bert import modeling_bert
 
 from hf_freeze import ActivationCache, CacheError, freeze_model
+from hf_freeze.activation_cache.collator import keyed_inputs
 from hf_freeze.activation_cache.housekeeping import list_stores
 from tests.tiny import VOCAB_SIZE, tiny_bert
 from tests.unit.activation_cache.examples import (
@@ -217,6 +218,32 @@ def test_another_output_of_the_tokenizer_misses(filled: Path, name: str) -> None
     row = changed[4]
     changed[4] = {**row, name: [row[name][0], {"input_ids": 98}.get(name, 1 - row[name][1]), *row[name][2:]]}
     assert hits_and_misses(cache, loader_of(changed)) == (11, 1)
+
+
+class BertWithGenres(BertForSequenceClassification):
+    """Scales its embeddings by five numbers of each row, which nothing cuts."""
+
+    def forward(self, input_ids: Any, attention_mask: Any, genres: Any, labels: Any = None) -> Any:
+        scale = 1 + genres @ torch.arange(1.0, 6.0)
+        embeddings = self.bert.embeddings.word_embeddings(input_ids) * scale[:, None, None]
+        return super().forward(inputs_embeds=embeddings, attention_mask=attention_mask, labels=labels)
+
+
+def test_a_feature_of_the_row_that_is_as_wide_as_the_batch_misses_when_it_changes(tmp_path: Path) -> None:
+    model = freeze_model(BertWithGenres(tiny_bert().config), {"blocks": {"first": 2}})
+    tokens = {"input_ids": torch.full((3, 5), 7), "attention_mask": torch.tensor([[1, 1, 1, 0, 0]] * 2 + [[1] * 5])}
+    first = {**tokens, "genres": torch.tensor([[0.0, 0, 0, 0, 0], [0, 0, 0, 0, 1], [0, 0, 0, 0, 0]])}
+    second = {**tokens, "genres": torch.tensor([[0.0, 0, 0, 1, 0], [0, 0, 0, 1, 1], [0, 0, 0, 0, 1]])}
+    cache = cache_of(model, tmp_path, enabled=True)
+    others = keyed_inputs(collate(rows_of(3), width=13), ("labels",))
+    assert cache.prepare({**others, "genres": torch.ones(3, 5)})
+    assert cache._outputs is not None
+    assert cache._outputs.trims
+    for batch in (first, second):
+        assert hits_and_misses(cache, [batch]) == (0, 3)
+        assert hits_and_misses(cache, [batch]) == (3, 0)
+        torch.testing.assert_close(evaluate(model, [batch], cache.serve), evaluate(model, [batch]))
+    cache.close()
 
 
 def test_another_stored_dtype_misses(filled: Path) -> None:
