@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from tqdm.auto import tqdm
@@ -20,8 +21,8 @@ from hf_freeze.activation_cache.rows import Rows, Survey, expected_maximum, kept
 _MIN_BATCH_SIZE = 32
 # Bytes that are put at once: a transaction has to reach the disk before the next one begins.
 _BYTES_AT_ONCE = 16 << 20
-# What storing a row costs, as a share of computing it.
-_STORING = 0.1
+# What storing a row costs, as a share of computing it: before training, or in the small batch that needs it.
+_STORING_BEFORE, _STORING_AS_MET = 0.1, 0.5
 
 
 def survey(outputs: PrefixOutputs, rows: Rows) -> Survey:
@@ -35,7 +36,7 @@ def survey(outputs: PrefixOutputs, rows: Rows) -> Survey:
     positions: list[int] = []
     widths: list[int] = []
     with kept_random_state():
-        batches = list(rows.sample())
+        batches, fetch_seconds = rows.sample()
     for batch in batches:
         keyed = rows.keyed(batch)
         num_stored += sum(outputs.store.has(outputs.names(keyed, batch.get(KEYS))))
@@ -51,24 +52,48 @@ def survey(outputs: PrefixOutputs, rows: Rows) -> Survey:
         row_bytes=sum(outputs.stored_bytes(count) for count in positions) / len(positions),
         positions=mean,
         padded_positions=padded if outputs.trims else mean,
+        fetch_seconds=fetch_seconds,
     )
 
 
-def pays(surveys: Sequence[tuple[Survey, float]]) -> bool:
-    """Returns whether it takes less to compute the rows once and store them than to compute them in every pass.
-
-    Counted in positions of the prefix, padding included.
+def reason_of_cost(surveys: Sequence[tuple[Survey, float]], position_seconds: float) -> str | None:
+    """Returns why it takes longer to compute the rows once and store them than to compute them in every pass, or None.
 
     Args:
         surveys: What is known about the rows of each dataset, and how often training passes over them.
+        position_seconds: How long the prefix takes for a position.
     """
-    without = once = 0.0
-    for found, passes in surveys:
-        without += passes * found.num_rows * found.padded_positions
-        # Rows that training does not get through are not built: those that it meets are computed as they come.
-        computed = found.positions if passes >= 1 else passes * found.padded_positions
-        once += (1 - found.stored_share) * found.num_rows * computed
-    return without > (1 + _STORING) * once
+    without = sum(passes * found.num_rows * found.padded_positions * position_seconds for found, passes in surveys)
+    if without > sum(_storing_seconds(found, passes, position_seconds) for found, passes in surveys):
+        return None
+    quick = [(replace(found, fetch_seconds=0.0), passes) for found, passes in surveys]
+    if without > sum(_storing_seconds(found, passes, position_seconds) for found, passes in quick):
+        return "each row is needed once, and fetching it once more would take longer than it saves"
+    return "each row is needed once, and there is no padding to save: storing would take longer than it saves"
+
+
+def is_quicker_before(found: Survey, position_seconds: float) -> bool:
+    """Returns whether rows are computed and stored more quickly before training than when training meets them.
+
+    Args:
+        found: What is known about the rows.
+        position_seconds: How long the prefix takes for a position.
+    """
+    before, as_met = _seconds_a_row(found, position_seconds)
+    return before < as_met
+
+
+def _storing_seconds(found: Survey, passes: float, position_seconds: float) -> float:
+    """Returns how long it takes to compute and store what is missing of the rows and met in some passes."""
+    before, as_met = _seconds_a_row(found, position_seconds)
+    # Rows that training does not get through are not built: those that it meets are computed as they come.
+    return found.num_missing * (min(before, as_met) if passes >= 1 else passes * as_met)
+
+
+def _seconds_a_row(found: Survey, position_seconds: float) -> tuple[float, float]:
+    """Returns how long a row takes to be computed and stored: before training, fetched for it, or when it is met."""
+    before = (1 + _STORING_BEFORE) * found.positions * position_seconds + found.fetch_seconds
+    return before, (1 + _STORING_AS_MET) * found.padded_positions * position_seconds
 
 
 def build(outputs: PrefixOutputs, rows: Rows, *, description: str, show_progress: bool) -> None:

@@ -155,7 +155,7 @@ class ActivationCache:
             with kept_random_state():
                 rows = Rows(loader, self.unkeyed)
                 batch, reason = rows.fetch_probe(PROBE_SIZE)
-                widths_vary = batch is not None and not rows.repeat_in_any_company(PROBE_SIZE)
+                widths_vary = batch is not None and not rows.repeat_in_any_company(batch)
         reason = first_reason(reason)
         if reason is not None or batch is None:
             return self._decide(reason)
@@ -342,6 +342,7 @@ class ActivationCache:
             return reason
         start = time.perf_counter()
         hidden = replay.prefix(inputs)
+        hidden.flatten()[0].item()  # waits for the device
         self.stats.compute_seconds += time.perf_counter() - start
         self.stats.computed_positions += hidden[..., 0].numel()
         dtype = STORED_DTYPES.get(self.section.dtype, hidden.dtype)

@@ -48,8 +48,12 @@ class CacheStats:
 
         The prefix is taken to need as long for a position, padding included, as it did where it ran.
         """
-        per_position = self.compute_seconds / max(1, self.computed_positions)
-        return self.served_positions * per_position - self.build_seconds - self.read_seconds
+        return self.served_positions * self.position_seconds - self.build_seconds - self.read_seconds
+
+    @property
+    def position_seconds(self) -> float:
+        """How long the prefix takes for a position, in seconds; 0 before it ran."""
+        return self.compute_seconds / max(1, self.computed_positions)
 
 
 class PrefixOutputs:

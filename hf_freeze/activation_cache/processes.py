@@ -44,6 +44,15 @@ def first_reason(reason: str | None) -> str | None:
     return next((each for each in reasons if each is not None), None)
 
 
+def all_agree(is_so: bool) -> bool:
+    """Returns whether something is so in all processes.
+
+    Args:
+        is_so: Whether it is in this one.
+    """
+    return first_reason(None if is_so else "not here") is None
+
+
 def of_all_shards(fingerprints: tuple[str, ...]) -> tuple[str, ...]:
     """Returns fingerprints of whole weights, where each process takes them of its own shards.
 

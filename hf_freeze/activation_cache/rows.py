@@ -9,7 +9,9 @@ import contextlib
 import functools
 import itertools
 import random
-from collections.abc import Collection, Iterator, Mapping, Sequence, Sized
+import statistics
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +29,10 @@ from hf_freeze.activation_cache.keys import KEY_SIZE, KEYS
 _STREAMS = (datasets.IterableDataset, IterableDataset)
 # Rows that are looked at in place of all.
 _SAMPLE_SIZE = 64
+# So many of these are fetched together, and timed.
+_SAMPLED_AT_ONCE = 8
+# Batches whose rows are fetched together where it takes that to tell how long they are.
+_BATCHES_AT_ONCE = 16
 
 
 class Rows:
@@ -63,7 +69,7 @@ class Rows:
         """
         if not self.has_length:
             return dict(self._collate(self._first(len(indices))))
-        return next(self._batches([list(indices)], num_workers=0))
+        return dict(next(self._load([indices], self._collate)))
 
     def fetch_probe(self, count: int) -> tuple[dict[str, Any] | None, str | None]:
         """Returns a batch of a few rows of different lengths, or the reason why its rows cannot be stored.
@@ -86,16 +92,15 @@ class Rows:
             return None, "the same rows give other inputs each time they are fetched (augmentation, masking)"
         return first, None
 
-    def repeat_in_any_company(self, count: int) -> bool:
+    def repeat_in_any_company(self, probe: Mapping[str, Any]) -> bool:
         """Returns whether rows are the same, padding included, by themselves and in a batch with others.
 
         Args:
-            count: How many rows to look at.
+            probe: What `fetch_probe` returned.
         """
-        indices = self.spread(count) if self.has_length else range(len(self._first(count)))
-        together = self.fetch(indices)[KEYS]
+        together = probe[KEYS]
         # A stream gives its first rows only.
-        alone = [self.fetch([index])[KEYS] for index in (indices if self.has_length else indices[:1])]
+        alone = [self.fetch([index])[KEYS] for index in (self.spread(len(together)) if self.has_length else [0])]
         return torch.equal(torch.cat(alone)[:, KEY_SIZE:], together[: len(alone), KEY_SIZE:])
 
     def _first(self, count: int) -> list[Any]:
@@ -103,37 +108,54 @@ class Rows:
 
     @functools.cached_property
     def lengths(self) -> list[int] | None:
-        """The number of tokens of every row, or None where rows have no tokens."""
-        if isinstance(self.dataset, datasets.Dataset):
-            return token_lengths(self.dataset)
-        if len(self) == 0 or not isinstance(self.dataset[0], Mapping) or "input_ids" not in self.dataset[0]:
-            return None
-        return [len(self.dataset[index]["input_ids"]) for index in range(len(self))]
+        """The number of tokens of every row, or None where rows have none, or would have to be fetched to tell."""
+        return token_lengths(self.dataset) if isinstance(self.dataset, datasets.Dataset) else None
 
     def batches(self, order: Sequence[int], size: int) -> Iterator[dict[str, Any]]:
-        """Yields batches of rows in a given order, fetched as the loader fetches them.
+        """Yields batches of rows of like length, each row fetched once, as the loader fetches it.
+
+        Where it takes fetching to tell how long rows are, those of some batches are fetched together, and sorted then.
 
         Args:
-            order: Which rows, in which order.
+            order: Which rows: by length where that is known.
             size: How many rows at a time.
         """
-        sampler = [list(order[start : start + size]) for start in range(0, len(order), size)]
-        return self._batches(sampler, num_workers=self.loader.num_workers)
+        at_once = size * (_BATCHES_AT_ONCE if self.lengths is None and self._have_tokens else 1)
+        collate = functools.partial(_sorted_batches, collate=self._collate, size=size)
+        for batches in self._load(_parts(order, at_once), collate, num_workers=self.loader.num_workers):
+            yield from map(dict, batches)
 
-    def _batches(self, sampler: list[list[int]], *, num_workers: int) -> Iterator[dict[str, Any]]:
+    def sample(self) -> tuple[list[dict[str, Any]], float]:
+        """Returns a sample of rows, evenly spread over the dataset, and the seconds that fetching a row takes.
+
+        The rows are in batches of one: without padding between them. Workers share the seconds.
+        """
+        fetched = iter(self._load(_parts(self.spread(_SAMPLE_SIZE), _SAMPLED_AT_ONCE), list))
+        batches, seconds = [], []
+        start = time.perf_counter()
+        for rows in fetched:
+            seconds.append((time.perf_counter() - start) / len(rows))
+            batches += [dict(self._collate([row])) for row in rows]
+            start = time.perf_counter()
+        return batches, statistics.median(seconds) / max(1, self.loader.num_workers)
+
+    @property
+    def _have_tokens(self) -> bool:
+        return _num_tokens(next(self._load([[0]], list))) is not None
+
+    def _load(
+        self, parts: Sequence[Sequence[int]], collate: Callable[[list[Any]], Any], *, num_workers: int = 0
+    ) -> Iterator[Any]:
+        """Fetches rows as the loader does, some at a time, and yields what `collate` makes of them."""
         loader: DataLoader[Any] = DataLoader(
             self.dataset,
-            batch_sampler=sampler,
-            collate_fn=self._collate,
+            batch_sampler=[list(part) for part in parts],
+            collate_fn=collate,
             num_workers=num_workers,
             worker_init_fn=self.loader.worker_init_fn,
             multiprocessing_context=self.loader.multiprocessing_context if num_workers else None,
         )
-        return map(dict, loader)
-
-    def sample(self) -> Iterator[dict[str, Any]]:
-        """Yields a sample of rows, evenly spread over the dataset, in batches of one: without padding between them."""
-        return self._batches([[index] for index in self.spread(_SAMPLE_SIZE)], num_workers=0)
+        return iter(loader)
 
     def keyed(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Returns what of a batch the prefix reads.
@@ -144,12 +166,12 @@ class Rows:
         return keyed_inputs(batch, self._unkeyed)
 
     def by_length(self) -> list[int]:
-        """Returns the numbers of all rows, the shortest row first; in their own order where rows have no tokens."""
+        """Returns the numbers of all rows, the shortest row first; in their own order where lengths are not known."""
         numbers = range(len(self))
         return list(numbers) if self.lengths is None else sorted(numbers, key=self.lengths.__getitem__)
 
     def spread(self, count: int) -> list[int]:
-        """Returns the numbers of up to `count` rows, from the shortest to the longest.
+        """Returns the numbers of up to `count` rows, evenly spread over `by_length`.
 
         Args:
             count: How many.
@@ -167,8 +189,32 @@ def token_lengths(rows: datasets.Dataset) -> list[int] | None:
     """
     if "input_ids" not in rows.column_names:
         return None
-    column = rows.with_format("arrow")[:]["input_ids"]
+    column = rows.select_columns("input_ids").with_format("arrow")[:]["input_ids"]
     return [int(length) for length in pc.list_value_length(column).to_pylist()]
+
+
+def _parts(numbers: Sequence[int], size: int) -> list[Sequence[int]]:
+    return [numbers[start : start + size] for start in range(0, len(numbers), size)]
+
+
+def _num_tokens(rows: Sequence[Any]) -> list[int] | None:
+    """Returns the number of tokens of each row, or None where rows have no tokens."""
+    if not all(isinstance(row, Mapping) and "input_ids" in row for row in rows):
+        return None
+    return [len(row["input_ids"]) for row in rows]
+
+
+def _sorted_batches(rows: Sequence[Any], *, collate: Callable[[Any], Any], size: int) -> list[Any]:
+    """Returns batches of rows, the shortest rows first.
+
+    Args:
+        rows: What the dataset gave.
+        collate: Makes a batch.
+        size: The number of rows in one.
+    """
+    lengths = _num_tokens(rows)
+    order = range(len(rows)) if lengths is None else sorted(range(len(rows)), key=lengths.__getitem__)
+    return [collate([rows[index] for index in part]) for part in _parts(order, size)]
 
 
 @dataclass(frozen=True)
@@ -182,6 +228,7 @@ class Survey:
         row_bytes: The mean size of a stored row, in bytes.
         positions: The mean number of positions of a row that are computed when it is stored.
         padded_positions: The mean number of positions that a row takes in a batch of training, padding included.
+        fetch_seconds: How long fetching a row takes.
     """
 
     rows: Rows
@@ -190,11 +237,17 @@ class Survey:
     row_bytes: float
     positions: float
     padded_positions: float
+    fetch_seconds: float
+
+    @property
+    def num_missing(self) -> float:
+        """How many of the rows are not stored."""
+        return self.num_rows * (1 - self.stored_share)
 
     @property
     def missing_bytes(self) -> int:
         """How many bytes the rows take that are not stored."""
-        return int(self.num_rows * (1 - self.stored_share) * self.row_bytes)
+        return int(self.num_missing * self.row_bytes)
 
 
 def expected_maximum(values: Sequence[int], count: int) -> float:

@@ -26,13 +26,13 @@ from transformers import (
 )
 from transformers.trainer_utils import IntervalStrategy, align_special_tokens
 
-from hf_freeze.activation_cache.building import pays
+from hf_freeze.activation_cache.building import is_quicker_before, reason_of_cost
 from hf_freeze.activation_cache.cache import ActivationCache
 from hf_freeze.activation_cache.checks import reason_of_plan
 from hf_freeze.activation_cache.collator import KeyCollator
 from hf_freeze.activation_cache.keys import KEYS
 from hf_freeze.activation_cache.outputs import CacheStats
-from hf_freeze.activation_cache.processes import first_reason
+from hf_freeze.activation_cache.processes import all_agree, first_reason
 from hf_freeze.activation_cache.rows import Survey, kept_random_state
 from hf_freeze.config import ActivationCacheConfig
 from hf_freeze.plan.resolve import FreezePlan
@@ -155,18 +155,22 @@ class CachingMixin(SchedulingMixin):
             found.append((train, self._train_passes(train.num_rows)))
         evaluated = [self._survey(cache, loader) for loader in self._evaluation_loaders()]
         found += [(survey, self._evaluation_passes()) for survey in evaluated if survey is not None]
-        reason = None
+        reason, position_seconds = None, cache.stats.position_seconds
         # How often training passes over a stream is not known.
-        if cache.section.enabled == "auto" and train is not None and not pays(found):
-            reason = "each row is needed once, and there is no padding to save: storing would take longer than it saves"
+        if cache.section.enabled == "auto" and train is not None:
+            reason = reason_of_cost(found, position_seconds)
         # Where each process has a folder of its own, one may have stored what another has not.
         if (reason := first_reason(reason)) is not None:
             cache.turn_off(reason)
             return
         is_asked_for = cache.section.build == "eager"
         if is_asked_for or (cache.section.build == "auto" and cache.keys_repeat):
-            # What training does not get through is computed when it is needed.
-            surveys = [survey for survey, passes in found if passes >= 1 or is_asked_for]
+            # What training does not get through, or what takes long to fetch, is computed when it is needed.
+            surveys = [
+                survey
+                for survey, passes in found
+                if is_asked_for or all_agree(passes >= 1 and is_quicker_before(survey, position_seconds))
+            ]
             cache.build_surveyed(surveys, show_progress=not self.args.disable_tqdm)
 
     def _survey(self, cache: ActivationCache, loader: DataLoader[Any]) -> Survey | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from transformers import BatchEncoding
 
 from hf_freeze import ActivationCache, CacheError
 from hf_freeze.activation_cache import building
+from hf_freeze.activation_cache import rows as rows_module
+from hf_freeze.activation_cache.rows import Rows, Survey, token_lengths
 from tests.unit.activation_cache.examples import (
     Batch,
     cache_of,
@@ -121,6 +124,115 @@ class TestOrder:
         assert sizes == ([32, 32, 6] if batch_size == 5 else [40, 30])
         cache.close()
 
+    def test_rows_whose_length_only_fetching_tells_are_sorted_some_batches_at_a_time(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(rows_module, "_BATCHES_AT_ONCE", 2)
+        cache = cache_of(frozen_bert(), tmp_path, enabled=True)
+        loader = loader_of(Listed(), collate_fn=collate_tensors)
+        cache.prepare_from(loader)
+        shapes: list[tuple[int, int]] = []
+        cache.model.bert.encoder.layer[1].register_forward_hook(lambda *given: shapes.append(given[2].shape[:2]))
+        cache.build(loader, show_progress=False)
+        first, last = sorted(LENGTHS[:64]), max(LENGTHS[64:])
+        assert shapes == [(32, first[31]), (32, first[63]), (6, last)]
+        cache.close()
+
+
+class Counting(Listed):
+    """Rows that count how often they are fetched."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fetched = [0] * len(ROWS)
+
+    def __getitem__(self, index: int) -> Batch:
+        self.fetched[index] += 1
+        return super().__getitem__(index)
+
+
+class TestFetching:
+    """Fetching may be what takes longest: rows are decoded, or tokenized, on the fly."""
+
+    def test_building_fetches_each_row_once(self, tmp_path: Path) -> None:
+        data = Counting()
+        cache = cache_of(frozen_bert(), tmp_path, enabled=True)
+        cache.prepare_from(loader_of(data, collate_fn=collate_tensors))
+        assert sum(data.fetched) == 24  # eight rows twice, and by themselves
+        assert sum(count > 0 for count in data.fetched) == 8
+        found = cache.survey(loader_of(data, collate_fn=collate_tensors))
+        assert found is not None
+        assert sum(data.fetched) == 24 + 64
+        data.fetched = [0] * len(ROWS)
+        cache.build_surveyed([found], show_progress=False)
+        assert cache.stats.built == len(ROWS)
+        assert data.fetched == [2] + [1] * (len(ROWS) - 1)  # the first one tells whether rows have tokens
+        cache.close()
+
+    def test_lengths_of_a_table_are_read_without_running_its_transform(self, tmp_path: Path) -> None:
+        ran: list[int] = []
+
+        def transform(rows: dict[str, Any]) -> dict[str, Any]:
+            ran.append(len(rows["input_ids"]))
+            return rows
+
+        data = table().select(range(69, -1, -1))
+        data.set_transform(transform, columns=["labels", "input_ids", "attention_mask"])
+        assert token_lengths(data) == LENGTHS[::-1]
+        assert ran == []
+
+    def test_the_survey_tells_how_long_fetching_takes(self, tmp_path: Path) -> None:
+        class Slow(Listed):
+            def __getitem__(self, index: int) -> Batch:
+                time.sleep(0.01)
+                return super().__getitem__(index)
+
+        cache = cache_of(frozen_bert(), tmp_path, enabled=True)
+        cache.prepare_from(loader_of(ROWS))
+        for num_workers, least in ((0, 0.01), (2, 0.005)):
+            found = cache.survey(loader_of(Slow(ROWS[:16]), collate_fn=collate_tensors, num_workers=num_workers))
+            assert found is not None
+            assert found.fetch_seconds >= least
+        cache.close()
+
+
+class TestCost:
+    """A position takes a second; 10 rows of 6 positions, padded to 9 while training."""
+
+    NOTHING_SAVED = "each row is needed once, and there is no padding to save: storing would take longer than it saves"
+    FETCHED_AGAIN = "each row is needed once, and fetching it once more would take longer than it saves"
+
+    @pytest.mark.parametrize(
+        ("passes", "padded", "fetching", "stored", "reason", "before"),
+        [
+            (1, 9, 0.0, 0.0, None, True),
+            (1, 9, 2.3, 0.0, None, True),
+            (1, 9, 2.5, 0.0, FETCHED_AGAIN, True),
+            (1, 9, 2.5, 0.5, None, True),
+            (1, 6, 0.0, 0.0, NOTHING_SAVED, True),
+            (1, 6, 0.0, 1.0, None, True),
+            (1, 6, 9.0, 0.0, NOTHING_SAVED, False),
+            (2, 9, 99.0, 0.0, None, False),
+            (2, 6, 2.0, 0.0, None, True),
+            (2, 6, 3.0, 0.0, None, False),
+            (0.5, 9, 0.0, 0.0, NOTHING_SAVED, True),
+        ],
+    )
+    def test_rows_are_stored_where_that_takes_less_time(
+        self, passes: float, padded: float, fetching: float, stored: float, reason: str | None, before: bool
+    ) -> None:
+        found = Survey(
+            Rows(loader_of(ROWS), ()),
+            num_rows=10,
+            stored_share=stored,
+            row_bytes=1.0,
+            positions=6,
+            padded_positions=padded,
+            fetch_seconds=fetching,
+        )
+        assert building.reason_of_cost([(found, passes)], 1.0) == reason
+        assert building.is_quicker_before(found, 1.0) is before
+
 
 class TestRowsThatAreStored:
     def test_a_sample_that_is_stored_ends_it_before_it_begins(self, tmp_path: Path) -> None:
@@ -207,7 +319,7 @@ class TestProgress:
         (lambda: table().with_format("torch"), collate_tensors, True),
         (lambda: table().select(range(69, -1, -1)), collate, True),
         (lambda: table().with_transform(dict), collate, True),
-        (tokenized_on_the_fly, collate, False),
+        (tokenized_on_the_fly, collate, True),
         (Listed, collate_tensors, True),
         (Encoded, collate, True),
         (Pairs, collate_pairs, False),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -38,6 +39,7 @@ from tests.unit.training.runs import arguments, logged
 from tests.zoo import ZOO
 
 ONE_PASS = "each row is needed once, and there is no padding to save: storing would take longer than it saves"
+FETCHED_AGAIN = "each row is needed once, and fetching it once more would take longer than it saves"
 CHANGES = "the same rows give other inputs each time they are fetched (augmentation, masking)"
 
 
@@ -86,8 +88,24 @@ def assert_off(
     return run
 
 
+class Slow(torch.utils.data.Dataset[dict[str, Any]]):
+    """Rows that take much longer to fetch than to compute."""
+
+    def __init__(self, rows: Dataset) -> None:
+        self.rows = rows.to_list()
+        self.fetched: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        time.sleep(0.02)
+        self.fetched.append(index)
+        return dict(self.rows[index])
+
+
 class TestPaying:
-    """Counted in positions that the prefix computes: as often as they are needed, or once and stored."""
+    """Counted in seconds of the prefix and of fetching: as often as rows are needed, or once and stored."""
 
     @staticmethod
     def same_length() -> Dataset:
@@ -119,6 +137,23 @@ class TestPaying:
         run = trained(tmp_path, auto(tmp_path), options=epochs(1), **keywords)
         assert run.cache.is_on
         assert (run.cache.stats.built, run.cache.stats.hits) == (0, 40)
+
+    def test_one_epoch_of_rows_that_take_long_to_fetch_is_off(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Though there is padding to save: they would be fetched twice."""
+        data = Slow(sentences(12))
+        with caplog.at_level(logging.WARNING, logger="hf_freeze"):
+            run = trained(tmp_path, auto(tmp_path), train_dataset=data, eval_dataset=None, options=epochs(1))
+        assert caplog.messages == [f"activation_cache: off. {spoken(FETCHED_AGAIN)}"]
+        assert (run.cache.is_on, run.cache.reason, stored_files(tmp_path)) == (False, FETCHED_AGAIN, [])
+        assert len(data.fetched) == 24 + 12 + 12  # the probe, the survey, and training
+
+    def test_rows_that_take_long_to_fetch_are_stored_when_training_meets_them(self, tmp_path: Path) -> None:
+        data = Slow(sentences(12))
+        run = trained(tmp_path, auto(tmp_path), train_dataset=data, eval_dataset=None, options=epochs(2))
+        assert (run.cache.stats.built, run.cache.stats.misses, run.cache.stats.hits) == (0, 12, 12)
+        assert len(data.fetched) == 24 + 12 + 2 * 12  # the probe, the survey, and training
 
     def test_steps_that_see_a_part_of_the_rows_are_off(self, tmp_path: Path) -> None:
         run = trained(tmp_path, auto(tmp_path), eval_dataset=None, options={"max_steps": 2})
