@@ -12,7 +12,14 @@ import typer.main
 from ruamel.yaml import YAML
 
 from hf_freeze.cli import app, main
-from hf_freeze.config import MonitorConfig, load_config, parse_config, parse_overrides, parse_section
+from hf_freeze.config import (
+    MonitorConfig,
+    SearchConfig,
+    load_config,
+    parse_config,
+    parse_overrides,
+    parse_section,
+)
 from hf_freeze.config.save import SaveConfig
 from hf_freeze.config.schema import ActivationCacheConfig, Adapters, FreezeConfig, ScheduleConfig
 from hf_freeze.config.section import Section
@@ -32,6 +39,7 @@ class Fragment(Section):
     activation_cache: ActivationCacheConfig = ActivationCacheConfig()
     save: SaveConfig = SaveConfig()
     monitor: MonitorConfig = MonitorConfig()
+    search: SearchConfig | None = None
 
 
 def blocks(document: str, *languages: str) -> list[tuple[int, str]]:

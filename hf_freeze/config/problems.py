@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
@@ -17,6 +18,10 @@ KeyPath = tuple[Key, ...]
 
 _MOST_SHOWN = 120  # characters of a value that a message repeats
 _MOST_LISTED = 20  # known keys that a message lists
+
+# What pydantic puts into the path of a value that may be of two types: they are no keys.
+LIST_TAG: Final = "[list]"
+RANGE_TAG: Final = "[range]"
 
 # One sentence for each kind of error that pydantic can report about the sections of a config.
 _SENTENCES: Mapping[str, str] = {
@@ -110,7 +115,8 @@ def problems_of(error: ValidationError, fields: Mapping[str, FieldInfo]) -> list
 
 
 def _translated(details: ErrorDetails, fields: Mapping[str, FieldInfo]) -> list[Problem]:
-    kind, path, value, context = details["type"], details["loc"], details["input"], details.get("ctx", {})
+    kind, value, context = details["type"], details["input"], details.get("ctx", {})
+    path = tuple(key for key in details["loc"] if key not in {LIST_TAG, RANGE_TAG})
     match kind:
         case "value_error" if isinstance(found := context["error"], ProblemsFound):
             return [problem.under(path) for problem in found.problems]

@@ -5,10 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import AfterValidator, Field, PlainValidator, Strict, WithJsonSchema, model_validator
+from pydantic import (
+    AfterValidator,
+    Discriminator,
+    Field,
+    PlainValidator,
+    Strict,
+    Tag,
+    WithJsonSchema,
+    model_validator,
+)
 
 from hf_freeze.config.options import as_plain
-from hf_freeze.config.problems import Problem, ProblemsFound, shown
+from hf_freeze.config.problems import LIST_TAG, RANGE_TAG, KeyPath, Problem, ProblemsFound, shown
+from hf_freeze.config.ranges import Range, RateRange, kind_of
 from hf_freeze.config.section import Section, Text
 
 NO_ADAPTER = "none"
@@ -63,10 +73,18 @@ Schedule = Annotated[
 ]
 IsAxis = AfterValidator(_axis)
 Depths = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Strict(False), IsAxis]
-Rates = Annotated[tuple[Annotated[float, Field(gt=0)], ...], Strict(False), IsAxis]
+Rates = Annotated[
+    Annotated[RateRange, Tag(RANGE_TAG)]
+    | Annotated[tuple[Annotated[float, Field(gt=0)], ...], Strict(False), IsAxis, Tag(LIST_TAG)],
+    Discriminator(kind_of),
+]
 Adapters = Annotated[tuple[Adapter, ...], Strict(False), IsAxis]
 Schedules = Annotated[tuple[Schedule, ...], Strict(False), IsAxis]
-Axis = Annotated[tuple[Annotated[Any, AfterValidator(as_plain)], ...], Strict(False), IsAxis]
+Axis = Annotated[
+    Annotated[Range, Tag(RANGE_TAG)]
+    | Annotated[tuple[Annotated[Any, AfterValidator(as_plain)], ...], Strict(False), IsAxis, Tag(LIST_TAG)],
+    Discriminator(kind_of),
+]
 
 
 class ConfirmConfig(Section):
@@ -84,14 +102,18 @@ class SearchConfig(Section):
     depths: Depths | None = Field(
         None, description="List of numbers of blocks that are frozen behind the embeddings; null: as freeze says."
     )
-    learning_rates: Rates | None = Field(None, description="List of values of training.learning_rate; null: its own.")
+    learning_rates: Rates | None = Field(
+        None, description="List or range of values of training.learning_rate; null: its own."
+    )
     adapters: Adapters | None = Field(
         None, description="List of adapters for the blocks that train, each none or as in adapters; null: as there."
     )
     schedules: Schedules | None = Field(
         None, description="List of schedules, each a name or as in schedule, such as static; null: as there."
     )
-    axes: dict[str, Axis] = Field({}, description="Lists of values of further keys, such as training.weight_decay.")
+    axes: dict[str, Axis] = Field(
+        {}, description="Lists or ranges of values of further keys, such as training.weight_decay."
+    )
     trials: int = Field(20, gt=0, description="Number of trials above 0.")
     seconds: float | None = Field(
         None, gt=0, description="Number of seconds above 0 after which a process begins no trial; null: no limit."
@@ -118,4 +140,17 @@ class SearchConfig(Section):
         if not (self.depths or self.learning_rates or self.adapters or self.schedules or self.axes):
             what = "has nothing to vary; got no depths, learning_rates, adapters, schedules or axes. Give one of them."
             raise ProblemsFound([Problem((), what)])
+        return self
+
+    @model_validator(mode="after")
+    def _has_a_grid(self) -> Self:
+        axes: dict[KeyPath, object] = {("axes", key): axis for key, axis in self.axes.items()}
+        axes[("learning_rates",)] = self.learning_rates
+        ranges = {path: axis for path, axis in axes.items() if isinstance(axis, Range) and axis.step is None}
+        if self.sampler == "grid" and ranges:
+            what = "A grid has a value after another. Give it a step, write a list, or set search.sampler to 'tpe'."
+            given = {path: shown(axis.model_dump(exclude_defaults=True)) for path, axis in ranges.items()}
+            raise ProblemsFound(
+                [Problem(path, f"is a range without a step; got {text}. {what}") for path, text in given.items()]
+            )
         return self

@@ -1,14 +1,17 @@
-"""The plans that a search chooses from: axes, and the points where they cross. Pure, no model."""
+"""The plans that a search chooses from: axes, lists or ranges, and the points where they cross. Pure, no model."""
 
 from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final
 
 from hf_freeze.config import RunConfig, ScheduleConfig, SearchConfig, override, parse_section
+from hf_freeze.config.ranges import Range
 from hf_freeze.config.search import NO_ADAPTER
 from hf_freeze.errors import ConfigError
 
@@ -21,6 +24,10 @@ Choice = str | int | float | bool | None
 Point = Mapping[str, Choice]
 
 
+# More plans than these are not listed, and no search tries them all.
+_MOST_LISTED: Final = 10_000
+
+
 @dataclass(frozen=True)
 class Axis:
     """One thing that is varied.
@@ -28,12 +35,36 @@ class Axis:
     Attributes:
         name: What tables call it.
         source: The key of the config that lists its values.
-        values: What it can be, by what tables and the study call it.
+        values: What it can be, by what tables and the study call it; the ends of a range.
+        range: The range that values are chosen from; None where they are listed.
     """
 
     name: str
     source: str
     values: Mapping[Choice, Any]
+    range: Range | None = None
+
+    @property
+    def num_values(self) -> float:
+        """How many values it has; infinite where they cannot be counted."""
+        return len(self.values) if self.range is None else self.range.num_values
+
+    @property
+    def choices(self) -> list[Choice]:
+        """Its values, by what tables and the study call them, where they can be counted."""
+        return list(self.values) if self.range is None else list(self.range.values)
+
+    def value_of(self, choice: Choice) -> Any:
+        """Returns the value that the config takes.
+
+        Args:
+            choice: What tables and the study call it.
+        """
+        return self.values[choice] if self.range is None else choice
+
+
+def _itself(point: Point) -> Point:
+    return point
 
 
 @dataclass(frozen=True)
@@ -42,25 +73,34 @@ class Space:
 
     Attributes:
         axes: What is varied.
-        crossings: For every combination of values, in the order of the axes, the point that stands for it: where
-            nothing is left to carry an adapter, all adapters are one plan.
+        same: Returns the point that stands for the plan of a point: where nothing is left to carry an adapter, all
+            adapters are one plan.
     """
 
     axes: tuple[Axis, ...]
-    crossings: Mapping[tuple[Choice, ...], Point]
+    same: Callable[[Point], Point] = _itself
+
+    @cached_property
+    def points(self) -> tuple[Point, ...] | None:
+        """The plans, each once; None where there are too many, as there are in a range without a step."""
+        if math.prod(axis.num_values for axis in self.axes) > _MOST_LISTED:
+            return None
+        return self._crossed([axis.choices for axis in self.axes])
+
+    @cached_property
+    def corners(self) -> tuple[Point, ...]:
+        """The plans at the least values of all ranges."""
+        return self._crossed([[next(iter(axis.values))] if axis.range else list(axis.values) for axis in self.axes])
 
     @property
-    def points(self) -> tuple[Point, ...]:
-        """The plans, each once."""
-        return tuple({id(point): point for point in self.crossings.values()}.values())
+    def num_plans(self) -> float:
+        """How many plans there are; infinite where they are not listed."""
+        return math.inf if self.points is None else len(self.points)
 
-    def same(self, point: Point) -> Point:
-        """Returns the point that stands for the plan of this one.
-
-        Args:
-            point: A value of every axis.
-        """
-        return self.crossings[tuple(point[axis.name] for axis in self.axes)]
+    def _crossed(self, choices: Iterable[Sequence[Choice]]) -> tuple[Point, ...]:
+        names = [axis.name for axis in self.axes]
+        standing = (self.same(dict(zip(names, each, strict=True))) for each in itertools.product(*choices))
+        return tuple({tuple(point.values()): point for point in standing}.values())
 
 
 # What an adapter can be put on once other overrides hold: a selection as configs spell it, or None.
@@ -88,21 +128,22 @@ def make_space(config: RunConfig, section: SearchConfig, carriers: Carriers) -> 
                 problems.append(str(error))
     if problems:
         raise ConfigError("\n".join(dict.fromkeys(problems)))
-    return Space(axes, _crossings(config, axes, carriers))
+    return Space(axes, _standing(config, axes, carriers) if any(axis.name == ADAPTER for axis in axes) else _itself)
 
 
-def _crossings(config: RunConfig, axes: tuple[Axis, ...], carriers: Carriers) -> dict[tuple[Choice, ...], Point]:
-    """Returns the point that stands for each combination of values."""
-    names = tuple(axis.name for axis in axes)
-    standing: dict[tuple[Choice, ...], Point] = {}
-    first: dict[str, Point] = {}
-    for choices in itertools.product(*(axis.values for axis in axes)):
-        point: Point = dict(zip(names, choices, strict=True))
+def _standing(config: RunConfig, axes: tuple[Axis, ...], carriers: Carriers) -> Callable[[Point], Point]:
+    """Returns what finds the point that stands for a plan, where adapters are varied."""
+    first = next(choice for axis in axes if axis.name == ADAPTER for choice in axis.values)
+    carries: dict[str, bool] = {}
+
+    def same(point: Point) -> Point:
         bare = {name: choice for name, choice in point.items() if name != ADAPTER}
-        if ADAPTER in point and carriers(config_of(config, axes, bare, carriers=carriers)) is None:
-            point = first.setdefault(json.dumps(bare), point)
-        standing[choices] = point
-    return standing
+        key = json.dumps(bare)
+        if key not in carries:
+            carries[key] = carriers(config_of(config, axes, bare, carriers=carriers)) is not None
+        return point if carries[key] else {**point, ADAPTER: first}
+
+    return same
 
 
 def config_of(config: RunConfig, axes: Iterable[Axis], point: Point, *, carriers: Carriers) -> RunConfig:
@@ -125,12 +166,12 @@ def config_of(config: RunConfig, axes: Iterable[Axis], point: Point, *, carriers
         if axis.name == ADAPTER:
             adapter = axis, axis.values.get(point[ADAPTER], NO_ADAPTER)
         elif axis.name == DEPTH:
-            made = override(made, {"freeze.blocks": {"first": axis.values[point[DEPTH]]}}, source=axis.source)
+            made = override(made, {"freeze.blocks": {"first": axis.value_of(point[DEPTH])}}, source=axis.source)
         elif axis.name == SCHEDULE:
-            made = made.model_copy(update={"schedule": _scheduled(axis, axis.values[point[SCHEDULE]])})
+            made = made.model_copy(update={"schedule": _scheduled(axis, axis.value_of(point[SCHEDULE]))})
         else:
             key = "training.learning_rate" if axis.name == LEARNING_RATE else axis.name
-            made = override(made, {key: axis.values[point[axis.name]]}, source=axis.source)
+            made = override(made, {key: axis.value_of(point[axis.name])}, source=axis.source)
     if adapter is None:
         return made
     axis, entry = adapter
@@ -151,13 +192,19 @@ def _axes(section: SearchConfig) -> Iterable[Axis]:
     if section.depths is not None:
         yield Axis(DEPTH, "search.depths", {depth: depth for depth in section.depths})
     if section.learning_rates is not None:
-        yield Axis(LEARNING_RATE, "search.learning_rates", {rate: rate for rate in section.learning_rates})
+        yield _numbers(LEARNING_RATE, "search.learning_rates", section.learning_rates)
     if section.adapters is not None:
         yield Axis(ADAPTER, "search.adapters", {_spelled_adapter(entry): entry for entry in section.adapters})
     if section.schedules is not None:
         yield Axis(SCHEDULE, "search.schedules", {_spelled_schedule(entry): entry for entry in section.schedules})
     for key, values in section.axes.items():
-        yield Axis(key, "search.axes", {_spelled(value): value for value in values})
+        yield _numbers(key, "search.axes", values)
+
+
+def _numbers(name: str, source: str, given: Range | Sequence[Any]) -> Axis:
+    if isinstance(given, Range):
+        return Axis(name, source, {end: end for end in (given.nearest(given.low), given.nearest(given.high))}, given)
+    return Axis(name, source, {_spelled(value): value for value in given})
 
 
 def _spelled_adapter(entry: str | Mapping[str, Any]) -> str:

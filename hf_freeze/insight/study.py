@@ -23,7 +23,7 @@ from hf_freeze.errors import ConfigError, SearchError
 from hf_freeze.insight.claims import Claims
 from hf_freeze.insight.outcomes import Trial, TrialOutcome
 from hf_freeze.insight.pruning import GuardedHalving
-from hf_freeze.insight.sampling import UntriedSampler
+from hf_freeze.insight.sampling import UntriedSampler, suggest
 from hf_freeze.insight.space import Point, Space
 
 # How long a process waits for another one that writes, in seconds.
@@ -90,7 +90,7 @@ class SearchStudy:
     def num_left(self) -> int:
         """How many more trials there are to begin."""
         known = self.trials
-        left = min(self._section.trials - len(known), len(self.space.points) - len(known))
+        left = int(min(self._section.trials, self.space.num_plans)) - len(known)
         waiting = sum(trial.state == "waiting" for trial in known)
         return max(0, left) + waiting
 
@@ -109,7 +109,7 @@ class SearchStudy:
             trial = self._study.ask()
             self._claims.claim_trial(trial.number)
             for axis in self.space.axes:
-                trial.suggest_categorical(axis.name, list(axis.values))
+                suggest(trial, axis)
             return Asked(trial.number, dict(trial.params), trial)
 
     def report(self, asked: Asked, value: float, step: int, *, is_last: bool) -> bool:
@@ -194,7 +194,7 @@ class SearchStudy:
         optuna.logging.set_verbosity(optuna.logging.WARNING)  # It has a sentence for every trial.
         storage = RDBStorage(f"sqlite:///{self.path}", engine_kwargs={"connect_args": {"timeout": LOCK_TIMEOUT}})
         section = self._section
-        num_trials = min(section.trials, len(self.space.points)) if section.seconds is None else None
+        num_trials = int(min(section.trials, self.space.num_plans)) if section.seconds is None else None
         halving = GuardedHalving(min_complete=section.min_complete, num_trials=num_trials)
         return optuna.create_study(
             storage=storage,

@@ -210,7 +210,7 @@ def _one_of_each_depth(space: Space) -> list[Point]:
         return point.get(ADAPTER, NO_ADAPTER) != NO_ADAPTER, point.get(SCHEDULE, _STATIC) != _STATIC
 
     found: dict[Any, Point] = {}
-    for point in sorted(space.points, key=is_special):
+    for point in sorted(space.corners, key=is_special):
         found.setdefault(point.get(DEPTH, 0), point)
     return [found[depth] for depth in sorted(found)]
 

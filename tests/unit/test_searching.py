@@ -273,6 +273,26 @@ def test_schedules_are_searched_and_one_is_recommended(folder: Path) -> None:
     assert recommended.schedule.type == str(answer.recommendation.chosen.point["schedule"]).split()[0]
 
 
+def test_a_range_of_learning_rates_is_searched_and_a_study_of_another_range_refused(folder: Path) -> None:
+    own = folder / "range"
+    own.mkdir()
+    rates = {"low": 1e-4, "high": 1e-1, "log": True}
+    path = write_config(own, {"learning_rates": rates, "trials": 3, "confirm": {"seeds": 0}, "pruner": "none"})
+    answer = search(load_config(path))
+    tried = [float(str(trial.point["learning_rate"])) for trial in answer.trials]
+    assert [trial.state for trial in answer.trials] == ["complete"] * 3
+    assert len(set(tried)) == 3
+    assert all(1e-4 <= rate <= 1e-1 for rate in tried)
+    report = (own / "out" / "search.md").read_text()
+    assert all(f"| {rate} |" in report for rate in tried)
+    recommended = load_config(own / "out" / "recommended.yaml").training["learning_rate"]
+    assert answer.recommendation is not None
+    assert recommended == answer.recommendation.chosen.point["learning_rate"]
+    result = call("search", path, "search.learning_rates.high=0.5")
+    assert result.exit_code == 2
+    assert "in which search.learning_rates.high was 0.1 and is 0.5 here. The trials" in result.stderr
+
+
 def test_the_config_of_a_trial_has_its_schedule(folder: Path) -> None:
     own = folder / "one_schedule"
     own.mkdir()

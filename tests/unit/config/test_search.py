@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ruamel.yaml import YAML
 
-from hf_freeze.config import Selection, load_config, override, parse_config, to_yaml
+from hf_freeze.config import Selection, json_schema, load_config, override, parse_config, to_yaml
+from hf_freeze.config.ranges import Range
 from hf_freeze.errors import ConfigError
 from tests.unit.config.smallest import changed
 
@@ -51,6 +53,137 @@ def test_a_section_reads_back_from_its_yaml(tmp_path: Path) -> None:
     config = parse_config(changed({"search": section}))
     (tmp_path / "x.yaml").write_text(to_yaml(config))
     assert load_config(tmp_path / "x.yaml") == config
+
+
+def test_ranges_read_back_from_their_yaml(tmp_path: Path) -> None:
+    ranges = {
+        "learning_rates": {"low": 1e-5, "high": 1e-3, "log": True},
+        "axes": {"training.weight_decay": {"low": 0, "high": 0.1, "step": 0.02}, "training.seed": [1, 2]},
+    }
+    config = parse_config(changed({"search": ranges}))
+    (tmp_path / "x.yaml").write_text(to_yaml(config))
+    assert load_config(tmp_path / "x.yaml") == config
+    assert YAML(typ="safe").load(to_yaml(config))["search"] == ranges
+
+
+class TestRange:
+    @pytest.mark.parametrize(
+        ("given", "values"),
+        [
+            ({"low": 2, "high": 5}, [2, 3, 4, 5]),
+            ({"low": 1, "high": 9, "step": 4}, [1, 5, 9]),
+            ({"low": 0, "high": 0.3, "step": 0.1}, [0.0, 0.1, 0.2, 0.3]),
+            ({"low": 1, "high": 3, "log": True}, [1, 2, 3]),
+        ],
+    )
+    def test_values_that_can_be_counted_are_exact(self, given: Any, values: list[float]) -> None:
+        found = Range(**given)
+        assert found.values == values
+        assert found.num_values == len(values)
+        assert [type(value) for value in found.values] == [type(value) for value in values]
+
+    @pytest.mark.parametrize(
+        ("given", "value", "expected"),
+        [
+            ({"low": 1e-5, "high": 1e-3, "log": True}, 0.000312723, 0.000313),
+            ({"low": 1e-5, "high": 1e-3, "log": True}, 1.0000001e-5, 1e-5),
+            ({"low": 0.12345, "high": 1.0, "log": True}, 0.1234501, 0.12345),
+            ({"low": 0.9, "high": 0.999}, 0.98765432, 0.98765),
+            ({"low": -1000.0, "high": 2000.0}, 0.4, 0.0),
+            ({"low": 0.0, "high": 0.3, "step": 0.1}, 0.30000000000000004, 0.3),
+        ],
+    )
+    def test_values_are_rounded_to_what_tells_them_apart(self, given: Any, value: float, expected: float) -> None:
+        assert Range(**given).nearest(value) == expected
+
+    def test_all_that_is_wrong_is_told_together_with_its_line(self, tmp_path: Path) -> None:
+        path = tmp_path / "x.yaml"
+        lines = [
+            "model: {name_or_path: bert}",
+            "data: {load_dataset: {path: imdb}}",
+            "training: {output_dir: runs/x}",
+            "search:",
+            "  learning_rates:",
+            "    low: 0",
+            "    high: -1",
+            "    steps: 2",
+            "  axes:",
+            "    training.weight_decay: {low: '1e-3', log: 1}",
+        ]
+        path.write_text("\n".join(lines))
+        with pytest.raises(ConfigError) as caught:
+            load_config(path)
+        rate, decay = "search.learning_rates", "search.axes.'training.weight_decay'"
+        assert str(caught.value).splitlines() == [
+            f"{path}:8: {rate}.steps: unknown key; got 2. Known keys: high, log, low, step. Did you mean 'step'?",
+            f"{path}:6: {rate}.low: is not above 0; got 0. A learning rate is. Raise it.",
+            f"{path}:6: {rate}.low: is not below high; got 0 and -1. Exchange them, or write a list.",
+            (
+                f"{path}:10: {decay}.low: is not a finite number; got '1e-3'. A range has numbers at its ends. "
+                "Write it without quotes."
+            ),
+            f"{path}:10: {decay}.high: required key is missing; got log, low. Greatest value of the range. Add it.",
+            f"{path}:10: {decay}.log: is neither true nor false; got 1. Whether values are drawn by their logarithm.",
+        ]
+
+    @pytest.mark.parametrize(
+        ("given", "expected"),
+        [
+            ({"low": 0.1, "high": 0.1}, "low: is not below high; got 0.1 and 0.1. Exchange them, or write a list."),
+            (
+                {"low": 0, "high": 0.1, "log": True},
+                "low: is not above 0; got 0. It has no logarithm. Raise it, or leave log out.",
+            ),
+            (
+                {"low": 0.1, "high": 0.2, "log": True, "step": 0.1},
+                "step: does not go with log; got 0.1. Leave one of them out.",
+            ),
+            (
+                {"low": 0.1, "high": 0.2, "step": 0},
+                "step: is not above 0; got 0. Distance from one value to the next; null: any, or 1.",
+            ),
+            (
+                {"low": 0, "high": 0.25, "step": 0.1},
+                (
+                    "step: does not lead from low to high; got 0.1 from 0 to 0.25. The last value is 0.2. Make it "
+                    "high, or change the step."
+                ),
+            ),
+            ({"low": True, "high": 2}, "low: is not a finite number; got True. A range has numbers at its ends."),
+            (
+                {"low": 0, "high": float("inf")},
+                "high: is not a finite number; got inf. A range has numbers at its ends.",
+            ),
+            ({"low": 0}, "high: required key is missing; got low. Greatest value of the range. Add it."),
+        ],
+    )
+    def test_what_is_no_range_is_told(self, given: Any, expected: str) -> None:
+        assert message({"axes": {"training.weight_decay": given}}) == f"search.axes.'training.weight_decay'.{expected}"
+
+    def test_a_learning_rate_is_above_0(self) -> None:
+        expected = "search.learning_rates.low: is not above 0; got 0. A learning rate is. Raise it."
+        assert message({"learning_rates": {"low": 0, "high": 1e-3}}) == expected
+
+    def test_a_grid_needs_a_step(self) -> None:
+        section = {
+            "sampler": "grid",
+            "learning_rates": {"low": 1e-5, "high": 1e-3, "log": True},
+            "axes": {"training.weight_decay": {"low": 0, "high": 3}, "training.seed": {"low": 0, "high": 4, "step": 2}},
+        }
+        what = "A grid has a value after another. Give it a step, write a list, or set search.sampler to 'tpe'."
+        rates = "{'low': 1e-05, 'high': 0.001, 'log': True}"
+        assert message(section).splitlines() == [
+            f"search.axes.'training.weight_decay': is a range without a step; got {{'low': 0, 'high': 3}}. {what}",
+            f"search.learning_rates: is a range without a step; got {rates}. {what}",
+        ]
+
+    def test_the_schema_knows_lists_and_ranges(self) -> None:
+        sections = json_schema()["$defs"]
+        found = sections["SearchConfig"]["properties"]
+        for axis in (found["learning_rates"]["anyOf"][0], found["axes"]["additionalProperties"]):
+            span, values = axis["oneOf"]
+            assert list(sections[span["$ref"].rpartition("/")[2]]["properties"]) == ["low", "high", "log", "step"]
+            assert values["type"] == "array"
 
 
 @pytest.mark.parametrize("name", ["accuracy", "eval_accuracy"])

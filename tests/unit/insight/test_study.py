@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sqlite3
+import statistics
 import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from hf_freeze.config.ranges import Range
 from hf_freeze.errors import ConfigError, SearchError
 from hf_freeze.insight import study as study_module
-from hf_freeze.insight.space import DEPTH, Axis, Space
+from hf_freeze.insight.space import DEPTH, Axis, Point, Space
 from tests.conftest import REPOSITORY
 from tests.unit.insight.cheap_search import main, open_study, outcome, section, space
 
@@ -99,7 +103,7 @@ def test_every_plan_is_proposed_once_and_in_the_same_order_for_the_same_study(tm
             study.tell(asked, outcome(float(asked.point["axis0"] == "a2")), is_pruned=False)
         study.close()
         orders.append(points)
-    assert sorted(orders[0]) == sorted(space(4, 3).crossings)
+    assert sorted(orders[0]) == sorted(tuple(point.values()) for point in space(4, 3).points or ())
     assert orders[0] == orders[1]
 
 
@@ -118,8 +122,7 @@ def test_depths_share_the_time(tmp_path: Path) -> None:
         Axis(DEPTH, "search.depths", {depth: depth for depth in (0, 1, 2)}),
         Axis("x", "search.axes", {n: n for n in range(8)}),
     )
-    plans = Space(axes, {(d, x): {DEPTH: d, "x": x} for d in axes[0].values for x in axes[1].values})
-    study = open_study(tmp_path / "study.db", plans, section(trials=14, pruner="none"))
+    study = open_study(tmp_path / "study.db", Space(axes), section(trials=14, pruner="none"))
     depths = []
     while (asked := study.ask()) is not None:
         depths.append(asked.point[DEPTH])
@@ -138,6 +141,73 @@ def test_tpe_turns_to_what_was_good(tmp_path: Path) -> None:
     study.close()
     good = [point["axis0"] == "a2" for point in points]
     assert sum(good[10:]) > sum(good[:10])
+
+
+class TestRanges:
+    RATES = Axis("rate", "search.learning_rates", {1e-5: 1e-5, 1e-3: 1e-3}, Range(low=1e-5, high=1e-3, log=True))
+    SIZES = Axis("size", "search.axes", {8: 8, 64: 64}, Range(low=8, high=64, log=True))
+    KINDS = Axis("kind", "search.axes", {name: name for name in "ab"})
+
+    @staticmethod
+    def points(path: Path, axes: tuple[Axis, ...], value: Callable[[Point], float], **options: object) -> list[Point]:
+        """Runs all trials of a study, each with this metric, and returns their plans in order."""
+        study = open_study(path, Space(axes), section(pruner="none", **options))
+        points = []
+        while (asked := study.ask()) is not None:
+            points.append(asked.point)
+            study.tell(asked, outcome(value(asked.point)), is_pruned=False)
+        study.close()
+        return points
+
+    @staticmethod
+    def distance(point: Point) -> float:
+        """How many times the rate is above or below 1e-4, as a power of ten."""
+        return abs(math.log10(float(str(point["rate"]))) + 4)
+
+    def test_values_stay_within_their_range_and_are_what_tables_show(self, tmp_path: Path) -> None:
+        axes = (self.RATES, self.SIZES, self.KINDS)
+        points = self.points(tmp_path / "study.db", axes, lambda point: -self.distance(point), trials=14)
+        assert all(1e-5 <= float(str(point["rate"])) <= 1e-3 for point in points)
+        assert all(isinstance(point["size"], int) and 8 <= point["size"] <= 64 for point in points)
+        assert all(len(f"{point['rate']:e}".partition("e")[0].rstrip("0")) <= 4 for point in points)
+        assert len({tuple(point.values()) for point in points}) == 14
+        assert [[point["kind"] for point in points[:10]].count(kind) for kind in "ab"] == [5, 5]
+        again = self.points(tmp_path / "again.db", axes, lambda point: -self.distance(point), trials=14)
+        assert again == points
+
+    def test_tpe_turns_to_the_part_of_a_range_that_was_good(self, tmp_path: Path) -> None:
+        points = self.points(tmp_path / "study.db", (self.RATES,), lambda point: -self.distance(point), trials=30)
+        assert statistics.mean(map(self.distance, points[20:])) < statistics.mean(map(self.distance, points[:10])) / 2
+
+    @pytest.mark.parametrize("sampler", ["tpe", "grid"])
+    def test_trials_end_with_the_values_that_can_be_counted(self, tmp_path: Path, sampler: str) -> None:
+        decays = Axis("decay", "search.axes", {0.0: 0.0, 0.5: 0.5}, Range(low=0, high=0.5, step=0.1))
+        axes = (decays, self.KINDS)
+        points = self.points(tmp_path / "study.db", axes, lambda point: 0.5, trials=99, sampler=sampler)
+        tried = sorted((point["kind"], point["decay"]) for point in points)
+        assert tried == [(kind, decay) for kind in "ab" for decay in (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)]
+
+    def test_a_grid_of_more_values_than_are_listed_tries_none_twice(self, tmp_path: Path) -> None:
+        steps = Axis("steps", "search.axes", {0: 0, 10**6: 10**6}, Range(low=0, high=10**6, step=1))
+        points = self.points(tmp_path / "study.db", (steps,), lambda point: 0.5, trials=20, sampler="grid")
+        assert len({point["steps"] for point in points}) == 20
+
+    def test_depths_share_the_time_at_all_values_of_a_range(self, tmp_path: Path) -> None:
+        depths = Axis(DEPTH, "search.depths", {depth: depth for depth in (1, 2)})
+        points = self.points(tmp_path / "study.db", (depths, self.RATES), lambda point: 0.5, trials=6)
+        assert [point[DEPTH] for point in points] == [2, 1, 2, 1, 2, 1]
+
+    def test_a_killed_trial_is_trained_at_the_same_values(self, tmp_path: Path) -> None:
+        study = open_study(tmp_path / "study.db", Space((self.RATES,)), section(trials=2))
+        killed = study.ask()
+        assert killed is not None
+        study.close()  # It holds the trial no more, as a process that ended does not.
+        study = open_study(tmp_path / "study.db", Space((self.RATES,)), section(trials=2))
+        again = study.ask()
+        assert again is not None
+        assert again.number != killed.number
+        assert again.point == killed.point
+        study.close()
 
 
 class TestPruning:
@@ -174,9 +244,8 @@ class TestPruning:
             Axis(DEPTH, "search.depths", {depth: depth for depth in values}),
             Axis("x", "search.axes", {n: n for n in range(max(map(len, values.values())))}),
         )
-        plans = Space(axes, {(d, x): {DEPTH: d, "x": x} for d in axes[0].values for x in axes[1].values})
         num_trials = sum(map(len, values.values()))
-        study = open_study(path, plans, section(min_complete=0, sampler="grid", trials=num_trials))
+        study = open_study(path, Space(axes), section(min_complete=0, sampler="grid", trials=num_trials))
         left = {depth: list(found) for depth, found in values.items()}
         ends = []
         for _ in range(num_trials):
