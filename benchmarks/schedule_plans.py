@@ -15,10 +15,15 @@ def scheduled(name: str, about: str, *, rates: tuple[float, ...] = _LOW, caches:
     return Plan(name, about, FULL.num_trainable, rates, None, {"schedule": schedule}, caches)
 
 
-def after(until: float | dict[str, int], depth: int, *, name: str, about: str) -> Plan:
-    """Returns the plan that trains everything until a progress, and freezes up to a depth afterwards."""
-    phases = [{"until": until, "freeze": {"blocks": "none"}}, {"freeze": {"blocks": {"first": depth}}}]
-    return scheduled(name, f"everything {about}, then depth {depth}", type="phases", phases=phases, warmup=0)
+def phased(name: str, about: str, *phases: tuple[float | dict[str, int], dict[str, Any]], end: int) -> Plan:
+    """Returns the plan that freezes what each phase says until its end, and the first `end` blocks afterwards."""
+    entries = [{"until": until, "freeze": freeze} for until, freeze in phases]
+    section = [*entries, {"freeze": {"blocks": {"first": end}}}]
+    return scheduled(name, f"{about}, then depth {end}", type="phases", phases=section, warmup=0)
+
+
+_EVERYTHING: dict[str, Any] = {"blocks": "none"}
+_NO_EMBEDDINGS: dict[str, Any] = {"embeddings": "frozen", "blocks": "none"}
 
 
 def fixed(depth: int) -> Plan:
@@ -30,12 +35,21 @@ def fixed(depth: int) -> Plan:
 
 CONTROL = " shuffled"
 SCHEDULES = (
-    after({"epoch": 1}, 4, name="phases 4", about="for one epoch"),
-    after({"epoch": 1}, 5, name="phases 5", about="for one epoch"),
-    after(0.35, 5, name="later phases 5", about="for 35 % of the steps"),
+    phased("phases 4", "everything for one epoch", ({"epoch": 1}, _EVERYTHING), end=4),
+    phased("phases 5", "everything for one epoch", ({"epoch": 1}, _EVERYTHING), end=5),
+    phased("later phases 5", "everything for 35 % of the steps", (0.35, _EVERYTHING), end=5),
+    phased("phases 0, 5", "all but the embeddings for 40 % of the steps", (0.4, _NO_EMBEDDINGS), end=5),
+    phased(
+        "phases 0, 3, 5",
+        "all but the embeddings for 25 % of the steps, depth 3 until 50 %",
+        (0.25, _NO_EMBEDDINGS),
+        (0.5, {"blocks": {"first": 3}}),
+        end=5,
+    ),
     scheduled("linear", "`progressive`, linear", type="progressive"),
     scheduled("exponential", "`progressive`, exponential", type="progressive", curve="exponential"),
     scheduled("cubic", "`progressive`, cubic", type="progressive", curve="cubic"),
+    scheduled("earlier cubic", "`progressive`, cubic, t0 0.5", type="progressive", curve="cubic", t0=0.5),
     scheduled("autofreeze", "`autofreeze`", type="autofreeze"),
     scheduled("plasticity", "`plasticity`", type="plasticity"),
     scheduled("gradual_unfreeze", "`gradual_unfreeze`", rates=_HIGH, type="gradual_unfreeze"),

@@ -23,7 +23,7 @@ from hf_freeze.schedules.timeline import read_timeline
 from hf_freeze.training import FreezeTrainer
 from hf_freeze.training.manifest import is_complete
 from tests.tiny import tiny_bert, tiny_gpt2, tiny_t5
-from tests.unit.training.runs import arguments, logged, rows, values
+from tests.unit.training.runs import arguments, assert_same, logged, rows, values
 from tests.unit.training.scheduled import SCHEDULES, trainer_of
 
 LORA = {"peft_type": "LORA", "target_modules": ["query", "value"], "r": 4}
@@ -448,3 +448,17 @@ class TestRefusals:
         )
         with pytest.raises(PlanError, match=f"^{re.escape(message)}$"):
             trainer_of(tmp_path, {"type": "phases", "phases": [{"freeze": {"blocks": {"first": 9}}}]})
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+def test_compiled_code_follows_what_thaws(tmp_path: Path) -> None:
+    phases = [{"until": {"step": 3}, "freeze": {"blocks": {"first": 3}}}, {"freeze": {"blocks": {"first": 2}}}]
+    schedule, options = {"type": "phases", "phases": phases}, {"max_steps": 6, "eval_strategy": "no"}
+    plain = trainer_of(tmp_path / "plain", schedule, **options)
+    plain.train()
+    options |= {"torch_compile": True, "torch_compile_backend": "aot_eager"}
+    compiled = trainer_of(tmp_path / "compiled", schedule, **options)
+    compiled.train()
+    assert len(compiled.timeline) == 1
+    assert_same(values(compiled.model), values(plain.model))
