@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -10,6 +9,7 @@ from typing import Any, Final
 from hf_freeze.config import RunConfig, load_config, to_yaml
 from hf_freeze.config.writing import without_secrets
 from hf_freeze.errors import ConfigError
+from hf_freeze.training.rotation import remove_checkpoint
 
 CONFIG_FILE: Final = "hf_freeze.yaml"
 # What runs write, hf_freeze's and others: checkpoints, final models of every kind, and what is said of them.
@@ -61,7 +61,7 @@ def begin_run(config: RunConfig) -> None:
     folder = Path(str(config.training["output_dir"]))
     if config.save.overwrite and not config.training.get("resume_from_checkpoint"):
         for path in _matching(folder, _WRITTEN):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            remove_checkpoint(path) if path.is_dir() else path.unlink()
     (folder / CONFIG_FILE).write_text(to_yaml(without_secrets(config)))
 
 

@@ -9,17 +9,30 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
 import xxhash
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
 
 MANIFEST_FILE: Final = "manifest.json"
 _CHUNK: Final = 1 << 18  # bytes read at a time: they stay in the processor's cache
 _NUM_THREADS: Final = 4  # most of them wait for the disk
+# The files of the Trainer's own checkpoints, and the forms that each may have: adapters of other names than the default
+# have a folder each, and each of several processes has a random state.
+_FILES_OF_TRAINER: Final[Mapping[str, tuple[str, ...]]] = {
+    CONFIG_NAME: (CONFIG_NAME, "**/adapter_config.json"),
+    SAFE_WEIGHTS_NAME: (SAFE_WEIGHTS_NAME, f"{SAFE_WEIGHTS_NAME}.index.json", "**/adapter_model.safetensors"),
+    OPTIMIZER_NAME: (OPTIMIZER_NAME,),
+    "rng_state.pth": ("rng_state.pth", "rng_state_*.pth"),
+    SCHEDULER_NAME: (SCHEDULER_NAME,),
+    TRAINER_STATE_NAME: (TRAINER_STATE_NAME,),
+}
 
 
 class ManifestWriter:
@@ -88,14 +101,36 @@ def is_complete(folder: Path) -> bool:
     Args:
         folder: A checkpoint folder.
     """
+    return next(damaged_files(folder), None) is None
+
+
+def damaged_files(folder: Path) -> Iterator[str]:
+    """Yields the names of the files of a checkpoint that are missing or not as the manifest says, itself included.
+
+    Args:
+        folder: A checkpoint folder.
+    """
     try:
         entries = json.loads((folder / MANIFEST_FILE).read_text())
-        return all(
-            (folder / name).stat().st_size == size and _file_digest(folder / name) == digest
-            for name, (size, digest) in entries.items()
-        )
     except (OSError, ValueError):
-        return False
+        yield MANIFEST_FILE
+        return
+    for name, (size, digest) in entries.items():
+        file = folder / name
+        if not file.is_file() or file.stat().st_size != size or _file_digest(file) != digest:
+            yield name
+
+
+def missing_files(folder: Path, *, has_config: bool) -> Iterator[str]:
+    """Yields the names of the files that a checkpoint of the plain Trainer, which has no manifest, lacks.
+
+    Args:
+        folder: A checkpoint folder of one that is not sharded.
+        has_config: Whether the model is one of Transformers or PEFT, beside which a config is saved.
+    """
+    for name, patterns in _FILES_OF_TRAINER.items():
+        if (has_config or name != CONFIG_NAME) and not any(any(folder.glob(pattern)) for pattern in patterns):
+            yield name
 
 
 def newest_complete(run: Path) -> Path | None:

@@ -5,13 +5,13 @@
 - `_load_from_checkpoint`, `_load_best_model`: the Trainer loads files by their names on disk, which differ from those
   in memory for models that are converted on load; it then loads nothing and only warns.
 - `_load_optimizer_and_scheduler`: a changed plan has other parameter groups.
+- `_finalize_training`: a killed removal of a checkpoint must leave nothing that could be resumed from.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import logging
-import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,14 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.trainer import OPTIMIZER_NAME, TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import CONFIG_NAME
 
 from hf_freeze.config import SaveConfig
 from hf_freeze.errors import PlanError
 from hf_freeze.plan.apply import apply_plan
 from hf_freeze.plan.wrappers import unwrap_model
-from hf_freeze.training import checkpoint, manifest
+from hf_freeze.training import checkpoint, manifest, rotation
 from hf_freeze.training.callbacks import AuditCallback
 from hf_freeze.training.pushing import PushingMixin
 from hf_freeze.training.record import remove_models, training_record, write_record
@@ -70,6 +70,8 @@ class CheckpointMixin(PushingMixin, SchedulingMixin):
                 checkpoint.check_plan(self.base_plan, found, self._schedule_record)
             folder = str(found)
         self.resumed_folder = None if folder is None else Path(folder)
+        if self.args.should_save:
+            rotation.remove_leftovers(Path(str(self.args.output_dir)))
         return super().train(folder, *positional, **keywords)
 
     def _resumable(self, asked: str | bool) -> Path:
@@ -86,15 +88,26 @@ class CheckpointMixin(PushingMixin, SchedulingMixin):
             )
         folder = Path(str(asked))
         checkpoint.refuse_pickled_weights(folder)
-        is_ours = any((folder / name).exists() for name in (checkpoint.STATE_FILE, checkpoint.WEIGHTS_FILE))
-        # The Trainer's own have no manifest; without its state it resumes neither.
-        if not (folder / TRAINER_STATE_NAME).is_file() or (is_ours and not manifest.is_complete(folder)):
+        wrong = self._incomplete_files(folder)
+        if wrong or not folder.is_dir():
             newest = manifest.newest_complete(folder.parent)
+            without = f", in which these files are missing or damaged: {', '.join(wrong)}" if folder.is_dir() else ""
             what = "this checkpoint is not complete" if folder.is_dir() else "there is no such folder"
             none = "There is no complete one beside it. Train without resume_from_checkpoint."
             remedy = none if newest is None else f"The newest complete one is {newest}. Resume from that one."
-            raise PlanError(f"resume_from_checkpoint: {what}; got {str(asked)!r}. {remedy}")
+            raise PlanError(f"resume_from_checkpoint: {what}; got {str(asked)!r}{without}. {remedy}")
         return folder
+
+    def _incomplete_files(self, folder: Path) -> list[str]:
+        """Returns the names of the files that are missing in a checkpoint or damaged."""
+        ours = (checkpoint.STATE_FILE, checkpoint.WEIGHTS_FILE, manifest.MANIFEST_FILE)
+        if any((folder / name).exists() for name in ours):
+            found = {*manifest.damaged_files(folder)}
+            return sorted(found if (folder / TRAINER_STATE_NAME).is_file() else {*found, TRAINER_STATE_NAME})
+        if self._is_sharded:
+            return [] if (folder / TRAINER_STATE_NAME).is_file() else [TRAINER_STATE_NAME]
+        has_config = isinstance(unwrap_model(self.model), (PreTrainedModel, PeftModel))
+        return sorted(manifest.missing_files(folder, has_config=has_config))
 
     @property
     def _schedule_record(self) -> dict[str, Any] | None:
@@ -113,8 +126,8 @@ class CheckpointMixin(PushingMixin, SchedulingMixin):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         run = Path(self._get_output_dir(trial=trial))
         folder = run / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        if self.args.should_save and folder.is_dir():
-            shutil.rmtree(folder)  # What a killed save left behind.
+        if self.args.should_save:
+            self._clear(folder)
         self.accelerator.wait_for_everyone()
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         with manifest.ManifestWriter(folder) as writer:
@@ -128,18 +141,19 @@ class CheckpointMixin(PushingMixin, SchedulingMixin):
             gathered = {} if self._controller is None else self._controller.tensors()
             if self.args.should_save:
                 checkpoint.write_schedule_tensors(gathered, folder)
-                if not self._checkpoints_are_small:
-                    trained = self.trained_plan.trainable_names
-                    checkpoint.write_plan(self.base_plan, folder, {}, trained=trained, schedule=self._schedule_record)
                 writer.write()
         self._push_complete_checkpoint(folder)
         if self.args.should_save:
-            rotate_checkpoints(
-                output_dir=str(run),
-                save_total_limit=limit,
-                best_model_checkpoint=self.state.best_model_checkpoint,
-                use_mtime=True,
-            )
+            rotation.rotate(run, limit, best=self.state.best_model_checkpoint)
+
+    def _clear(self, folder: Path) -> None:
+        """Makes place for a checkpoint, and marks it as one of hf_freeze: without a manifest, it is incomplete."""
+        if folder.is_dir():
+            rotation.remove_checkpoint(folder)  # What a killed save left behind, or another run.
+        if not self._checkpoints_are_small:
+            folder.mkdir(parents=True, exist_ok=True)
+            trained = self.trained_plan.trainable_names
+            checkpoint.write_plan(self.base_plan, folder, {}, trained=trained, schedule=self._schedule_record)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         folder = Path(str(output_dir if output_dir is not None else self.args.output_dir))
@@ -239,6 +253,13 @@ class CheckpointMixin(PushingMixin, SchedulingMixin):
             checkpoint.read_whole(inner, folder)
             return True
         return False
+
+    def _finalize_training(self, trial: Any, *positional: Any, **keywords: Any) -> Any:
+        best, limit = self.state.best_model_checkpoint, self.args.save_total_limit
+        if self.args.should_save and best is not None and limit == 1:
+            rotation.keep_only(Path(self._get_output_dir(trial=trial)), best)  # or the Trainer would, less safely
+        finalize: Any = super()._finalize_training  # It has no annotations upstream.
+        return finalize(trial, *positional, **keywords)
 
     def _is_same_plan(self, folder: Path) -> bool:
         return checkpoint.same_plan(folder, self.base_plan, self._schedule_record)

@@ -274,30 +274,36 @@ class TestCompleteness:
         folder = tmp_path / "checkpoint-2"
         (folder / manifest.MANIFEST_FILE).unlink()
         message = (
-            f"resume_from_checkpoint: this checkpoint is not complete; got '{folder}'. The newest complete one is "
-            f"{tmp_path}/checkpoint-1. Resume from that one."
+            f"resume_from_checkpoint: this checkpoint is not complete; got '{folder}', in which these files are "
+            f"missing or damaged: manifest.json. The newest complete one is {tmp_path}/checkpoint-1. Resume from that "
+            "one."
         )
         with pytest.raises(PlanError, match=f"^{re.escape(message)}$"):
             run(tmp_path, dropping_bert(), resume=str(folder), **FROZEN)
 
     @pytest.mark.parametrize(
-        ("checkpoints", "lost"),
+        ("checkpoints", "lost", "named"),
         [
-            ("small", [checkpoint.STATE_FILE, manifest.MANIFEST_FILE]),
-            ("small", ["trainer_state.json"]),
-            ("full", ["trainer_state.json", checkpoint.STATE_FILE, manifest.MANIFEST_FILE]),
+            ("small", [checkpoint.STATE_FILE, manifest.MANIFEST_FILE], ["manifest.json"]),
+            ("small", ["trainer_state.json"], ["trainer_state.json"]),
+            ("small", ["trainer_state.json", manifest.MANIFEST_FILE], ["manifest.json", "trainer_state.json"]),
+            ("full", [manifest.MANIFEST_FILE], ["manifest.json"]),
+            ("full", ["optimizer.pt", "scheduler.pt"], ["optimizer.pt", "scheduler.pt"]),
+            ("full", [checkpoint.STATE_FILE, manifest.MANIFEST_FILE, "optimizer.pt"], ["optimizer.pt"]),
+            ("full", ["trainer_state.json", checkpoint.STATE_FILE, manifest.MANIFEST_FILE], ["trainer_state.json"]),
         ],
     )
-    def test_one_whose_saving_was_cut_short_is_refused_by_name(
-        self, checkpoints: str, lost: list[str], tmp_path: Path
+    def test_one_that_was_cut_short_is_refused_with_the_names_of_what_it_lacks(
+        self, checkpoints: str, lost: list[str], named: list[str], tmp_path: Path
     ) -> None:
         run(tmp_path, dropping_bert(), max_steps=2, save={"checkpoints": checkpoints}, **FROZEN)
         folder = tmp_path / "checkpoint-2"
         for name in lost:
             (folder / name).unlink()
         message = (
-            f"resume_from_checkpoint: this checkpoint is not complete; got '{folder}'. The newest complete one is "
-            f"{tmp_path}/checkpoint-1. Resume from that one."
+            f"resume_from_checkpoint: this checkpoint is not complete; got '{folder}', in which these files are "
+            f"missing or damaged: {', '.join(named)}. The newest complete one is {tmp_path}/checkpoint-1. Resume from "
+            "that one."
         )
         with pytest.raises(PlanError, match=f"^{re.escape(message)}$"):
             run(tmp_path, dropping_bert(), resume=str(folder), save={"checkpoints": checkpoints}, **FROZEN)
@@ -324,6 +330,14 @@ class TestCompleteness:
         assert all(manifest.is_complete(path) for path in tmp_path.glob("checkpoint-*"))
 
 
+@pytest.fixture(scope="module")
+def plain_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("plain")
+    settings = {"save_strategy": "steps", "save_steps": 1, "max_steps": 1}
+    Trainer(dropping_bert(), arguments(folder, **settings), train_dataset=rows()).train()
+    return folder / "checkpoint-1"
+
+
 class TestForeignCheckpoints:
     def test_one_of_plain_trainer_is_resumed(self, tmp_path: Path) -> None:
         settings = {"save_strategy": "steps", "save_steps": 2}
@@ -331,6 +345,22 @@ class TestForeignCheckpoints:
         whole.train()
         resumed = run(tmp_path, dropping_bert(), resume=str(tmp_path / "checkpoint-2"), max_steps=4)
         assert_same(state(resumed.model), state(whole.model))
+
+    @pytest.mark.parametrize(
+        "lost",
+        ["config.json", "model.safetensors", "optimizer.pt", "rng_state.pth", "scheduler.pt", "trainer_state.json"],
+    )
+    def test_one_of_plain_trainer_that_lacks_a_file_is_refused_with_its_name(
+        self, plain_checkpoint: Path, tmp_path: Path, lost: str
+    ) -> None:
+        folder = Path(shutil.copytree(plain_checkpoint, tmp_path / "checkpoint-1"))
+        (folder / lost).unlink()
+        message = (
+            f"resume_from_checkpoint: this checkpoint is not complete; got '{folder}', in which these files are "
+            f"missing or damaged: {lost}. There is no complete one beside it. Train without resume_from_checkpoint."
+        )
+        with pytest.raises(PlanError, match=f"^{re.escape(message)}$"):
+            run(tmp_path / "out", dropping_bert(), resume=str(folder))
 
     @pytest.mark.parametrize("named", [True, False])
     def test_pickled_weights_are_refused(self, tmp_path: Path, named: bool) -> None:

@@ -93,7 +93,8 @@ class TestFullCheckpoints:
         with pytest.raises(PlanError) as caught:
             run_full(tmp_path, tiny_bert(), resume=str(tmp_path / "checkpoint-6"), **FROZEN)
         assert str(caught.value) == (
-            f"resume_from_checkpoint: this checkpoint is not complete; got {str(tmp_path / 'checkpoint-6')!r}. "
+            f"resume_from_checkpoint: this checkpoint is not complete; got {str(tmp_path / 'checkpoint-6')!r}, in "
+            "which these files are missing or damaged: model.safetensors. "
             f"The newest complete one is {tmp_path / 'checkpoint-5'}. Resume from that one."
         )
 

@@ -1,0 +1,65 @@
+"""Removes checkpoints so that a removal which is killed leaves nothing that could be resumed from.
+
+A checkpoint gets a name that is none of a checkpoint before any of its files goes: cut short, the removal leaves a
+folder that nobody reads, and the next run in the same folder removes it.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Final
+
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
+
+_REMOVED: Final = "_removed-"
+
+
+def remove_checkpoint(folder: Path) -> None:
+    """Removes a checkpoint.
+
+    Args:
+        folder: The checkpoint folder.
+    """
+    gone = folder.with_name(f"{_REMOVED}{folder.name}")
+    shutil.rmtree(gone, ignore_errors=True)  # What a killed removal left behind.
+    folder.replace(gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def rotate(run: Path, limit: int | None, *, best: str | None) -> None:
+    """Removes the oldest checkpoints of a run, as the Trainer does: the newest and the best one are kept.
+
+    Args:
+        run: The folder of the run.
+        limit: The number of checkpoints to keep; None or 0 keeps all.
+        best: The folder of the best checkpoint, where there is one.
+    """
+    if not limit:
+        return
+    folders = sort_checkpoints(str(run), use_mtime=True, best_model_checkpoint=best)  # The best comes next to last.
+    has_another_best = best is not None and str(Path(best)) in folders[:-1]
+    for folder in folders[: -max(limit, 2 if has_another_best else 1)]:
+        remove_checkpoint(Path(folder))
+
+
+def keep_only(run: Path, best: str) -> None:
+    """Removes all checkpoints of a run but the best one, as the Trainer does in the end where it is to keep one.
+
+    Args:
+        run: The folder of the run.
+        best: The folder of the best checkpoint.
+    """
+    for folder in sort_checkpoints(str(run)):
+        if Path(folder).resolve() != Path(best).resolve():
+            remove_checkpoint(Path(folder))
+
+
+def remove_leftovers(run: Path) -> None:
+    """Removes what removals that were killed left in the folder of a run.
+
+    Args:
+        run: The folder of the run; it need not exist.
+    """
+    for folder in run.glob(f"{_REMOVED}{PREFIX_CHECKPOINT_DIR}-*"):
+        shutil.rmtree(folder, ignore_errors=True)
