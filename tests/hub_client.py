@@ -20,14 +20,19 @@ SENTENCES = ["a good film", "what a bad end of a film"]
 
 def ask(hub: Hub, home: Path, function: str, *arguments: Any, token: str | None = TOKEN) -> tuple[Any, str]:
     """Calls a function of this module in a process of its own, and returns its result and all that it wrote."""
+    process = start(hub, home, function, *arguments, token=token)
+    stdout, stderr = process.communicate(timeout=300)
+    assert process.returncode == 0, stderr
+    *printed, result = stdout.splitlines()
+    return json.loads(result), "\n".join([*printed, stderr])
+
+
+def start(hub: Hub, home: Path, function: str, *arguments: Any, token: str | None = TOKEN) -> subprocess.Popen[str]:
+    """Starts a process that calls a function of this module."""
     command = [sys.executable, "-m", "tests.hub_client", function, json.dumps(arguments, default=str)]
     environment = {**hub.environment(home, token=token), "PYTHONPATH": str(REPOSITORY)}
-    done = subprocess.run(
-        command, capture_output=True, text=True, env=environment, cwd=home.parent, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    *printed, result = done.stdout.splitlines()
-    return json.loads(result), "\n".join([*printed, done.stderr])
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment, cwd=home.parent)
 
 
 def command(hub: Hub, home: Path, *arguments: object, token: str | None = TOKEN) -> subprocess.CompletedProcess[str]:

@@ -70,6 +70,7 @@ class Hub:
         requests: Method and path of every request, in order.
         drop: How often connections are dropped without an answer for requests whose path ends so.
         statuses: What requests whose path ends so are answered with, whatever they ask for.
+        hold: How the path of requests ends that wait until `released` is set; `held` says that one is here.
     """
 
     repos: dict[str, Repo] = field(default_factory=dict)
@@ -77,6 +78,9 @@ class Hub:
     requests: list[str] = field(default_factory=list)
     drop: Counter[str] = field(default_factory=Counter)
     statuses: dict[str, int] = field(default_factory=dict)
+    hold: str | None = None
+    held: threading.Event = field(default_factory=threading.Event)
+    released: threading.Event = field(default_factory=threading.Event)
     endpoint: str = ""
 
     def environment(self, home: Path, *, token: str | None = TOKEN) -> dict[str, str]:
@@ -163,6 +167,9 @@ class _Handler(BaseHTTPRequestHandler):
                 self.connection.shutdown(socket.SHUT_RDWR)
                 self.close_connection = True
                 return
+        if self.hub.hold is not None and path.endswith(self.hub.hold):
+            self.hub.held.set()
+            self.hub.released.wait(timeout=60)
         try:
             for end, status in self.hub.statuses.items():
                 if path.endswith(end):

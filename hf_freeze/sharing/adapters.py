@@ -53,6 +53,7 @@ def load_adapters(
         PlanError: The base model cannot be loaded, or the adapters do not fit it.
     """
     tensors = read_tensors(source)
+    base = source.base_beside if base is None else base
     if source.record is not None:
         model, fresh = load_recorded_base(
             source, source.record, base=base, trust_remote_code=trust_remote_code, options=options
@@ -61,7 +62,8 @@ def load_adapters(
         _check_frozen(source, source.record, model)
         model = convert(model, options.get("dtype"))
     else:
-        model = _load_named_base(source, base=base, trust_remote_code=trust_remote_code, options=options)
+        model, fresh = _load_named_base(source, base=base, trust_remote_code=trust_remote_code, options=options)
+        _check_whole(source, model, fresh, tensors)
     name = model.name_or_path
     try:
         with warnings.catch_warnings():
@@ -88,6 +90,12 @@ def _check_whole(source: Source, model: PreTrainedModel, fresh: Collection[str],
     """Refuses a base that lacks weights which the adapter folder does not hold either: they would be random."""
     given = held_names(held)
     lacking = sorted(name for name in fresh if name not in given)
+    if lacking and source.record is None:
+        raise PlanError(
+            f"{source.name}: neither these adapters nor their base model hold all weights; got {model.name_or_path!r}, "
+            f"in which {lacking[0]!r} and {len(lacking) - 1} more are missing or have another shape: they would be "
+            "random. Pass a model that has them as base, or load it yourself, and the adapters with peft.PeftModel."
+        )
     if lacking:
         raise PlanError(
             f"{source.name}: these adapters were trained on another base model; got {model.name_or_path!r}, in which "
@@ -120,8 +128,11 @@ def _check_frozen(source: Source, record: TrainingRecord, model: PreTrainedModel
 
 def _load_named_base(
     source: Source, *, base: str | Path | None, trust_remote_code: bool, options: Mapping[str, Any]
-) -> PreTrainedModel:
-    """Loads the base model that PEFT's own config names: the labels of its head are those of the base."""
+) -> tuple[PreTrainedModel, frozenset[str]]:
+    """Loads the base model that PEFT's own config names, and returns it with the names of the tensors that it has not.
+
+    The labels of its head are those of the base.
+    """
     config = PeftConfig.from_pretrained(source.name, **source.options)
     name = config.base_model_name_or_path if base is None else str(base)
     if name is None:
@@ -144,5 +155,4 @@ def _load_named_base(
             f"{config.task_type!r}. Load the base model yourself, and the adapters with peft.PeftModel."
         )
     dtype = asked.pop("dtype", "auto")
-    model, _ = load_base(model_class, name, model_config, dtype=dtype, **{**asked, **where})
-    return model
+    return load_base(model_class, name, model_config, dtype=dtype, **{**asked, **where})

@@ -8,12 +8,11 @@ from typing import Final
 
 from hf_freeze.errors import ConfigError
 from hf_freeze.training.uploading import (
-    CLIENT_ERRORS,
     check_repo_id,
+    errors_in_words,
     prepare_repo,
     push_command,
     pushed_files,
-    share_error,
     upload,
 )
 
@@ -53,22 +52,19 @@ def push_run(folder: str, repo_id: str, *, revision: str | None = None, private:
         private: Whether a repo that is made is private; None for what its owner has as default.
 
     Raises:
-        ConfigError: The folder holds no model, or no repo can have this name.
+        ConfigError: The folder holds no model or a damaged one, or no repo can have this name.
         ShareError: The Hub refuses, or cannot be reached; the folder is as it was.
     """
     check_repo_id(repo_id)
     run = Path(folder)
     _check_run(run)
-    try:
+    command = push_command(run, repo_id, revision=revision)
+    remedy = f"The run in {folder!r} is intact. Then run `{command}{' --private' if private else ''}` again."
+    with errors_in_words(repo_id, remedy=remedy):
         name = prepare_repo(repo_id, private=private, revision=revision, token=None)
-        files = pushed_files(run, name)
+    files = pushed_files(run, name)
+    with errors_in_words(repo_id, remedy=remedy):
         url = upload(files, name, message="Push a run of hf_freeze", revision=revision)
-    except CLIENT_ERRORS as error:
-        command = push_command(run, repo_id, revision=revision)
-        if private:
-            command += " --private"
-        remedy = f"The run in {folder!r} is intact. Then run `{command}` again."
-        raise share_error(error, repo_id=repo_id, remedy=remedy) from error
     return Pushed(name, url, tuple(sorted(files)))
 
 

@@ -19,12 +19,14 @@ from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_freeze.errors import ConfigError, ShareError
+from hf_freeze.tasks.tokenizers import resolve_max_length
 
 ONNX_FILE: Final = "model.onnx"
 TOLERANCE: Final = 1e-4  # the largest absolute difference of any output
 _PACKAGES: Final = ("onnx", "onnxruntime", "onnxscript")
 
 Row = str | tuple[str, str]  # a text, or a pair of texts
+_Batch = dict[str, torch.Tensor]
 
 
 def write_onnx(model: PreTrainedModel, folder: Path, rows: Sequence[Row]) -> float:
@@ -44,25 +46,33 @@ def write_onnx(model: PreTrainedModel, folder: Path, rows: Sequence[Row]) -> flo
     """
     check_onnx(model.dtype, rows)
     tokenizer = AutoTokenizer.from_pretrained(folder)
+    length = resolve_max_length(None, model=model, tokenizer=tokenizer, is_pair=False)
+    batches = [_encode(tokenizer, batch, length) for batch in _batches(rows)]
     target = folder / ONNX_FILE
-    with _inference(model):
-        example = _encode(tokenizer, rows[:2])
-        names = [name for name, value in model(**example).items() if isinstance(value, torch.Tensor)]
-        try:
-            with _quiet():
-                _export(model, example, names, target)
-            distance = _distance(model, tokenizer, rows, names, target)
-        except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
-            _remove(target)
-            raise ShareError(
-                f"format: this model cannot be exported to ONNX; got a {type(model).__name__}. The exporter says: "
-                f"{_first_line(error)}. Use the format 'transformers'."
-            ) from error
-    if not distance <= TOLERANCE:
+    try:
+        with _inference(model):
+            return _write_checked(model, target, batches, num_rows=len(rows))
+    except ShareError:
         _remove(target)
+        raise
+
+
+def _write_checked(model: PreTrainedModel, target: Path, batches: Sequence[_Batch], *, num_rows: int) -> float:
+    example = batches[0]
+    names = [name for name, value in model(**example).items() if isinstance(value, torch.Tensor)]
+    try:
+        with _quiet():
+            _export(model, example, names, target)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ShareError(
+            f"format: this model cannot be exported to ONNX; got a {type(model).__name__}. The exporter says: "
+            f"{_first_line(error)}. Use the format 'transformers'."
+        ) from error
+    distance = _distance(model, batches, names, target)
+    if not distance <= TOLERANCE:
         raise ShareError(
             f"format: the ONNX model gives other results than the model; got a difference of {distance:.1e} in "
-            f"{', '.join(names)}, over {len(rows)} rows. At most {TOLERANCE:.0e} is accepted. Use the format "
+            f"{', '.join(names)}, over {num_rows} rows. At most {TOLERANCE:.0e} is accepted. Use the format "
             "'transformers'."
         )
     return distance
@@ -123,33 +133,49 @@ def _export(model: PreTrainedModel, example: Mapping[str, torch.Tensor], names: 
     )
 
 
-def _distance(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: Sequence[Row],
-    names: Sequence[str],
-    target: Path,
-) -> float:
-    """Returns the largest absolute difference over one row alone, and over batches of three."""
+def _distance(model: PreTrainedModel, batches: Sequence[_Batch], names: Sequence[str], target: Path) -> float:
+    """Returns the largest absolute difference over all batches."""
     import onnxruntime  # an extra
 
-    session = onnxruntime.InferenceSession(str(target), providers=["CPUExecutionProvider"])
+    with _errors_of_runtime(model):
+        session = onnxruntime.InferenceSession(str(target), providers=["CPUExecutionProvider"])
     largest = 0.0
-    for batch in (rows[:1], *(rows[start : start + 3] for start in range(0, len(rows), 3))):
-        inputs = _encode(tokenizer, batch)
+    for inputs in batches:
         expected = model(**inputs)
-        given = session.run(list(names), {name: value.numpy() for name, value in inputs.items()})
+        with _errors_of_runtime(model):
+            given = session.run(list(names), {name: value.numpy() for name, value in inputs.items()})
         for name, found in zip(names, given, strict=True):
             difference = (expected[name] - torch.from_numpy(found)).abs().max().item()
             largest = max(largest, difference) if difference == difference else float("inf")
     return largest
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
-    """Returns the inputs of a batch, each of shape (B, L)."""
+@contextlib.contextmanager
+def _errors_of_runtime(model: PreTrainedModel) -> Iterator[None]:
+    """Says what ONNX Runtime does not take; its errors have no class of their own in common."""
+    try:
+        yield
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] != "onnxruntime":
+            raise
+        raise ShareError(
+            f"format: ONNX Runtime cannot run what was exported; got a {type(model).__name__}. It says: "
+            f"{_first_line(error)}. Use the format 'transformers'."
+        ) from error
+
+
+def _batches(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
+    """Yields two rows to export with, one alone, and all in batches of three."""
+    yield rows[:2]
+    yield rows[:1]
+    yield from (rows[start : start + 3] for start in range(0, len(rows), 3))
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], length: int | None) -> _Batch:
+    """Returns the inputs of a batch, each of shape (B, L), of as many tokens as the model reads."""
     first = [row if isinstance(row, str) else row[0] for row in rows]
     second = [row[1] for row in rows if not isinstance(row, str)] or None
-    return dict(tokenizer(first, second, padding=True, truncation=True, return_tensors="pt"))
+    return dict(tokenizer(first, second, padding=True, truncation=True, max_length=length, return_tensors="pt"))
 
 
 @contextlib.contextmanager

@@ -49,6 +49,16 @@ class Source:
         return str(self.options.get("subfolder", ""))
 
     @property
+    def base_beside(self) -> Path | None:
+        """The folder of adapters where a whole model lies beside them: it is their base, as Transformers has it, too.
+
+        None for anything else, and on the Hub, where the config of the adapters says what their base is.
+        """
+        folder = Path(self.name, self.subfolder)
+        files = {path.name for path in folder.iterdir()} if self.kind == "adapters" and folder.is_dir() else set()
+        return folder if CONFIG_NAME in files and not files.isdisjoint(_WEIGHTS["plain"]) else None
+
+    @property
     def download_options(self) -> dict[str, Any]:
         """The options that the Hub's own downloads take."""
         return {key: value for key, value in self.options.items() if key not in ("subfolder", "proxies")}

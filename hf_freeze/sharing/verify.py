@@ -111,6 +111,7 @@ def verify_model(
             f"{source.name}: this folder does not say what was frozen; it has neither {PLAN_FILE} nor {DELTA_FILE}. "
             "hf_freeze writes them when it saves a model. Name the folder that a run has written."
         )
+    base = source.base_beside if base is None else base
     options = {key: value for key, value in from_pretrained_options.items() if key != "dtype"}
     shared: dict[str, Any] = {"trust_remote_code": trust_remote_code, "options": options}
     trained = load_source(source, base=None if source.kind == "plain" else base, **shared)

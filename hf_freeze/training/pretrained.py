@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft.utils import CONFIG_NAME as ADAPTER_CONFIG_NAME
 from safetensors import SafetensorError
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import CONFIG_NAME
@@ -44,7 +45,10 @@ def load_base(
         PlanError: There is no such model, or its weights cannot be read.
     """
     fixed = {"use_safetensors": True, "ignore_mismatched_sizes": True, "output_loading_info": True}
-    where = {} if revision is None else {"revision": revision}
+    where: dict[str, Any] = {} if revision is None else {"revision": revision}
+    if Path(name_or_path, ADAPTER_CONFIG_NAME).is_file():
+        # Adapters beside a model would be applied to it. Upstream has no switch for that but another place to look in.
+        where["adapter_kwargs"] = {"subfolder": "none"}
     try:
         # What starts anew is drawn from PyTorch's random state, which is the caller's.
         with quiet_load_report(), torch.random.fork_rng(devices=[]):

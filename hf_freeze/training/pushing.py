@@ -10,27 +10,28 @@ import logging
 import shutil
 from concurrent.futures import Future, wait
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from accelerate.utils import broadcast_object_list
 from huggingface_hub import HfApi
 from transformers import Trainer
 from transformers.trainer_utils import HubStrategy, SaveStrategy
 
-from hf_freeze.errors import ConfigError, FreezeError
+from hf_freeze.errors import FreezeError
 from hf_freeze.training.uploading import (
-    CLIENT_ERRORS,
-    Files,
     check_repo_id,
     checkpoint_files,
+    errors_in_words,
     prepare_repo,
     push_command,
     pushed_files,
-    share_error,
     upload,
 )
 
 logger = logging.getLogger(__name__)
+
+_STAGED: Final = "_push-"  # Folders with this prefix hold what is being pushed.
+_MEETING: Final = 30.0  # seconds between two meetings of processes that wait for a push
 
 if TYPE_CHECKING:
     _Base = Trainer
@@ -76,18 +77,15 @@ class PushingMixin(_Base):
         repo_id = self._wanted_repo
         try:
             check_repo_id(repo_id)
-            return prepare_repo(
-                repo_id,
-                private=private if private is not None else self.args.hub_private_repo,
-                revision=self.args.hub_revision,
-                token=token if token is not None else self.args.hub_token,
-            )
-        except ConfigError as error:
+            with errors_in_words(repo_id, remedy=remedy):
+                return prepare_repo(
+                    repo_id,
+                    private=private if private is not None else self.args.hub_private_repo,
+                    revision=self.args.hub_revision,
+                    token=token if token is not None else self.args.hub_token,
+                )
+        except FreezeError as error:
             return error
-        except CLIENT_ERRORS as error:
-            refusal = share_error(error, repo_id=repo_id, remedy=remedy)
-            refusal.__cause__ = error
-            return refusal
 
     @property
     def _wanted_repo(self) -> str:
@@ -116,28 +114,55 @@ class PushingMixin(_Base):
             The address of the commit, or a future of it where it is not waited for; None in all but one process.
 
         Raises:
-            ShareError: The Hub refuses, or cannot be reached; the model is saved all the same.
+            ConfigError: No repo can have this name, or a file of the run is damaged.
+            ShareError: The Hub refuses, or cannot be reached; the model is saved all the same. It is raised in every
+                process.
         """
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         folder = Path(str(self.args.output_dir))
         self.save_model(_internal_call=True)
         if self.hub_model_id is None:
             self._init_repo(token, private, _remedy(folder, self._wanted_repo, revision=self.args.hub_revision))
-        if not self.is_world_process_zero():
-            return None
-        repo_id = str(self.hub_model_id)
-        self.create_model_card(**{"model_name": repo_id.rpartition("/")[2], **keywords})
+        job = None
+        if self.is_world_process_zero():
+            repo_id = str(self.hub_model_id)
+            self.create_model_card(**{"model_name": repo_id.rpartition("/")[2], **keywords})
+            job = self._uploads.run_as_future(
+                _push,
+                folder,
+                repo_id,
+                message=commit_message or "End of training",
+                revision=revision if revision is not None else self.args.hub_revision,
+                token=token if token is not None else self.args.hub_token,
+                run=folder,
+            )
+        if not blocking:
+            return job
+        failure = self._failure_everywhere(job)
         self._finish_current_push()
-        job = self._uploads.run_as_future(
-            _push,
-            pushed_files(folder, repo_id),
-            repo_id,
-            message=commit_message or "End of training",
-            revision=revision if revision is not None else self.args.hub_revision,
-            token=token if token is not None else self.args.hub_token,
-            folder=folder,
-        )
-        return job.result() if blocking else job
+        if failure is not None:
+            raise failure
+        return None if job is None else job.result()
+
+    def _failure_everywhere(self, job: Future[str] | None) -> FreezeError | None:
+        """Waits for a push of the first process, and returns in all of them why it failed, or None.
+
+        The processes meet while they wait: a collective operation gives up after some minutes, and an upload may take
+        longer.
+
+        Args:
+            job: The push; None in all but the first process.
+        """
+        while True:
+            told: list[tuple[bool, FreezeError | None]] = [(True, None)]
+            if job is not None:
+                is_done = bool(wait((job,), timeout=_MEETING).done)
+                error = job.exception() if is_done else None
+                told = [(is_done, error if isinstance(error, FreezeError) else None)]
+            broadcast_object_list(told)
+            is_done, failure = told[0]
+            if is_done:
+                return failure
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Does nothing: the Trainer calls it before the checkpoint is complete."""
@@ -155,31 +180,30 @@ class PushingMixin(_Base):
         if broadcast_object_list([is_busy])[0]:  # saving may take all processes
             return
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        staged = Path(str(self.args.output_dir), f"_push-{self.state.global_step}")
+        staged = Path(str(self.args.output_dir), f"{_STAGED}{self.state.global_step}")
         self.save_model(str(staged), _internal_call=True)
         if not self.is_world_process_zero():
             if self.args.should_save:  # one of another node, which saves on a disk of its own
                 shutil.rmtree(staged, ignore_errors=True)
             return
-        files = pushed_files(staged, str(self.hub_model_id))
+        name = None
         if strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
             name = "last-checkpoint" if strategy == HubStrategy.CHECKPOINT else checkpoint.name
             shutil.copytree(checkpoint, staged / name)  # rotation may remove the checkpoint before it is uploaded
-            files |= checkpoint_files(staged / name, name)
-        self._push_in_background(files, staged)
+        self._push_in_background(staged, name)
 
-    def _push_in_background(self, files: Files, staged: Path) -> None:
+    def _push_in_background(self, staged: Path, checkpoint: str | None) -> None:
         in_steps = self.args.save_strategy == SaveStrategy.STEPS
         where = f"step {self.state.global_step}" if in_steps else f"epoch {int(self.state.epoch or 0)}"
         job = self._uploads.run_as_future(
             _push,
-            files,
+            staged,
             str(self.hub_model_id),
             message=f"Training in progress, {where}",
             revision=self.args.hub_revision,
             token=self.args.hub_token,
-            folder=Path(str(self.args.output_dir)),
-            staged=staged,
+            run=Path(str(self.args.output_dir)),
+            checkpoint=checkpoint,
         )
         self._report_failures()
         self._pushes = (*self._pushes, job)
@@ -187,6 +211,9 @@ class PushingMixin(_Base):
     def _finish_current_push(self) -> None:
         wait(self._pushes)
         self._report_failures()
+        if self.args.should_save:  # What is there still was left by a process that was killed.
+            for staged in Path(str(self.args.output_dir)).glob(f"{_STAGED}*"):
+                shutil.rmtree(staged, ignore_errors=True)
 
     def _report_failures(self) -> None:
         """Warns of pushes that failed in the background, once; training goes on without them."""
@@ -197,33 +224,35 @@ class PushingMixin(_Base):
 
 
 def _push(
-    files: Files,
+    folder: Path,
     repo_id: str,
     *,
     message: str,
     revision: str | None,
     token: str | None,
-    folder: Path,
-    staged: Path | None = None,
+    run: Path,
+    checkpoint: str | None = None,
 ) -> str:
-    """Uploads files and returns the address of the commit.
+    """Uploads a model and returns the address of the commit.
 
     Args:
-        files: What is pushed.
+        folder: The folder of the model; it is removed in the end where it is not that of the run.
         repo_id: The repo.
         message: The message of the commit.
         revision: The branch, or None for `main`.
         token: A token, or None for the one that huggingface_hub knows.
-        folder: The folder of the run, for what is said where the push fails.
-        staged: A folder that is removed in the end.
+        run: The folder of the run, for what is said where the push fails.
+        checkpoint: The name of a checkpoint in the folder that is pushed, too.
     """
     try:
-        return upload(files, repo_id, message=message, revision=revision, token=token)
-    except CLIENT_ERRORS as error:
-        raise share_error(error, repo_id=repo_id, remedy=_remedy(folder, repo_id, revision=revision)) from error
+        files = pushed_files(folder, repo_id)
+        if checkpoint is not None:
+            files |= checkpoint_files(folder / checkpoint, checkpoint)
+        with errors_in_words(repo_id, remedy=_remedy(run, repo_id, revision=revision)):
+            return upload(files, repo_id, message=message, revision=revision, token=token)
     finally:
-        if staged is not None:
-            shutil.rmtree(staged, ignore_errors=True)
+        if folder != run:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _remedy(folder: Path, repo_id: str, *, revision: str | None) -> str:

@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.trainer import OPTIMIZER_NAME, TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
 from transformers.utils import CONFIG_NAME
 
 from hf_freeze.config import SaveConfig
@@ -61,7 +62,8 @@ class CheckpointMixin(PushingMixin, SchedulingMixin):
             keywords: As for the Trainer.
 
         Raises:
-            PlanError: There is no complete checkpoint, its weights are pickled, its plan differs, or its base model.
+            PlanError: There is no complete checkpoint, its weights are pickled, its plan differs, or its base model; or
+                the output folder holds checkpoints of another plan, which would be taken for those of this run.
         """
         folder: str | None = None
         if resume_from_checkpoint:
@@ -70,9 +72,45 @@ class CheckpointMixin(PushingMixin, SchedulingMixin):
                 checkpoint.check_plan(self.base_plan, found, self._schedule_record)
             folder = str(found)
         self.resumed_folder = None if folder is None else Path(folder)
+        self._keep_apart()
+        self._finish_current_push()
         if self.args.should_save:
             rotation.remove_leftovers(Path(str(self.args.output_dir)))
         return super().train(folder, *positional, **keywords)
+
+    def _keep_apart(self) -> None:
+        """Refuses an output folder with checkpoints of another run, or removes them where `save.overwrite` says so.
+
+        The Trainer would rotate them away, and load one of them where it takes it for its best.
+        """
+        run = Path(str(self.args.output_dir))
+        goes_on = self.resumed_folder is not None and self.resumed_folder.resolve().parent == run.resolve()
+        if goes_on or self.args.save_strategy == SaveStrategy.NO:
+            return
+        folders = sorted(run.glob(f"{PREFIX_CHECKPOINT_DIR}-*"))
+        # What the first process sees counts for all: others may have disks of their own.
+        (others,) = broadcast_object_list([[folder.name for folder in folders if self._is_of_another_run(folder)]])
+        if others and not self._save_section.overwrite:
+            raise PlanError(
+                f"args.output_dir: this folder holds checkpoints of another run; got {str(run)!r} with "
+                f"{', '.join(others[:3])}. They would be removed by save_total_limit, or be taken for the best model. "
+                "Name another folder, resume that run under its plan with resume_from_checkpoint=True, or remove them "
+                "with save={'overwrite': True}."
+            )
+        if self.args.should_save:
+            for name in others:
+                if (run / name).is_dir():
+                    rotation.remove_checkpoint(run / name)
+
+    def _is_of_another_run(self, folder: Path) -> bool:
+        """Returns whether a checkpoint is one of another plan, or of another trainer; one that was cut short is not."""
+        if not (folder / checkpoint.STATE_FILE).exists():
+            return (folder / TRAINER_STATE_NAME).exists()
+        if not manifest.is_complete(folder) or self._is_same_plan(folder):
+            return False
+        recorded, chosen = checkpoint.read_chosen(folder), self.base_plan.chosen
+        # The same request may have chosen another plan.
+        return recorded is None or chosen is None or recorded.asked != chosen.asked
 
     def _resumable(self, asked: str | bool) -> Path:
         if asked is True:

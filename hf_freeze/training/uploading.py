@@ -7,6 +7,7 @@ such as a checkpoint, holds just what was pushed of it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shlex
@@ -27,17 +28,13 @@ from huggingface_hub import (
 )
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from hf_freeze.errors import ConfigError, ShareError
 
 # The errors of the HTTP library below the client derive from a class that the client's own errors derive from, too;
 # huggingface_hub 1 and 2 use different libraries.
-CLIENT_ERRORS: Final[tuple[type[Exception], ...]] = (
-    cast("type[Exception]", HfHubHTTPError.__bases__[0]),
-    OSError,
-    RuntimeError,
-    ValueError,
-)
+_HTTP_ERROR: Final = cast("type[Exception]", HfHubHTTPError.__bases__[0])
 
 # What a repo is made of. Pickles, states of optimizers and generators, logs and checkpoints are not among it.
 _PUSHED: Final = (
@@ -101,18 +98,22 @@ def pushed_files(folder: Path, repo_id: str) -> Files:
     Args:
         folder: A folder that `save_model` or a run wrote.
         repo_id: The repo that it goes to.
+
+    Raises:
+        ConfigError: A file that would name places is damaged.
     """
     files: Files = {}
     for path in _paths(folder):
         name = path.relative_to(folder).as_posix()
-        if _matches(name, _TELL_PLACES):
-            files[name] = json.dumps(_without_places(json.loads(path.read_text())), indent=2).encode()
-        elif name == "hf_freeze.yaml":
-            files[name] = _yaml_without_places(path.read_text()).encode()
-        elif name == "README.md":
-            files[name] = _REPO_LINE.sub(f'repo = "{repo_id}"', _card_without_places(path.read_text())).encode()
-        else:
-            files[name] = path
+        with _sound(path):
+            if _matches(name, _TELL_PLACES):
+                files[name] = json.dumps(_without_places(json.loads(path.read_text())), indent=2).encode()
+            elif name == "hf_freeze.yaml":
+                files[name] = _yaml_without_places(path.read_text()).encode()
+            elif name == "README.md":
+                files[name] = _REPO_LINE.sub(f'repo = "{repo_id}"', _card_without_places(path.read_text())).encode()
+            else:
+                files[name] = path
     return files
 
 
@@ -181,36 +182,70 @@ def push_command(folder: Path, repo_id: str, *, revision: str | None) -> str:
     return shlex.join(["hf-freeze", "push", str(folder), repo_id, *branch])
 
 
-def share_error(error: BaseException, *, repo_id: str, remedy: str) -> ShareError:
-    """Returns what the client raised as an error in words.
+@contextlib.contextmanager
+def errors_in_words(repo_id: str, *, remedy: str) -> Iterator[None]:
+    """Turns what the client raises where the Hub refuses or cannot be reached into an error in words.
 
     Args:
-        error: One of `CLIENT_ERRORS`.
-        repo_id: The repo that was asked for.
+        repo_id: The repo that is asked for.
         remedy: Sentences that say what is kept, and how to try again.
+
+    Raises:
+        ShareError: The Hub refuses, or cannot be reached, or a file cannot be read.
     """
-    what, do = _reason(error)
-    return ShareError(f"repo: {what}; got {repo_id!r}. {do} {remedy}")
+    try:
+        yield
+    except (_HTTP_ERROR, OSError, RuntimeError, ValueError) as error:
+        reason = _reason(error)
+        if reason is None:
+            raise
+        what, do = reason
+        raise ShareError(f"repo: {what}; got {repo_id!r}. {do} {remedy}") from error
 
 
-def _reason(error: BaseException) -> tuple[str, str]:
-    """Returns what is wrong, and a sentence on what to do about it."""
+def _reason(error: Exception) -> tuple[str, str] | None:
+    """Returns what is wrong, and a sentence on what to do about it; None where it has nothing to do with the Hub."""
     place = _CREDENTIALS.sub("", constants.ENDPOINT)
-    if isinstance(error, OfflineModeIsEnabled):
+    # The client wraps whatever stops the upload of a large file.
+    cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ is not None else error
+    if isinstance(cause, OfflineModeIsEnabled):
         return "the Hub is not asked while HF_HUB_OFFLINE is set", "Unset HF_HUB_OFFLINE."
-    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+    if isinstance(cause, HfHubHTTPError):
+        return _refusal(cause.response.status_code, place)
+    if isinstance(cause, (_HTTP_ERROR, ConnectionError, TimeoutError)):
+        return f"the connection to {place} failed ({type(cause).__name__})", "Look after the network."
+    if isinstance(cause, OSError) and cause.filename is not None:
+        return f"a file cannot be read ({_one_line(cause)})", "Look after that file."
+    # Wrong metadata of the card, and names that no repo and no branch can have.
+    if isinstance(error, HFValidationError) or (
+        isinstance(error, ValueError) and isinstance(error.__cause__, HfHubHTTPError)
+    ):
+        return f"the Hub refuses what is pushed ({_one_line(error)})", "Change what it names."
+    if isinstance(error, RuntimeError):
+        return f"the upload to {place} failed ({_one_line(cause)})", "Try again."
+    return None
+
+
+def _refusal(status: int, place: str) -> tuple[str, str]:
     if status == 401 and get_token() is None:
         return f"{place} asks for a token, and none is known", "Run `hf auth login`, or set HF_TOKEN."
     if status == 401:
         return f"{place} does not accept your token", "Run `hf auth login` again, or set HF_TOKEN."
     if status == 403:
         return "your token may not write to this repo", "Use a token with write access, or another owner."
-    if status is not None:
-        return f"{place} answered with status {status}", "Wait until it answers."
-    if isinstance(error, ValueError):
-        return f"the Hub refuses what is pushed ({_one_line(error)})", "Change what it names."
-    cause = error.__cause__ or error
-    return f"the connection to {place} failed ({type(cause).__name__})", "Look after the network."
+    return f"{place} answered with status {status}", "Wait until it answers."
+
+
+@contextlib.contextmanager
+def _sound(path: Path) -> Iterator[None]:
+    """Says which file is damaged where one is."""
+    try:
+        yield
+    except (OSError, ValueError, YAMLError) as error:
+        raise ConfigError(
+            f"{path}: this file is read before it is pushed, and it is damaged; got the error {_one_line(error)!r}. "
+            "Nothing was pushed. Save the model again, or mend the file."
+        ) from error
 
 
 def _one_line(error: BaseException) -> str:
@@ -233,8 +268,11 @@ def _paths(folder: Path) -> Iterator[Path]:
         elif path.is_dir() and path.name in _PUSHED_FOLDERS:
             yield from sorted(inner for inner in path.iterdir() if inner.is_file())
     config = folder / "config.json"
-    if config.is_file() and json.loads(config.read_text()).get("auto_map"):
-        yield from sorted(folder.glob("*.py"))  # the code of a model that is no part of transformers
+    if config.is_file():
+        with _sound(config):
+            has_code = bool(json.loads(config.read_text()).get("auto_map"))
+        if has_code:
+            yield from sorted(folder.glob("*.py"))  # the code of a model that is no part of transformers
 
 
 def _without_places(value: Any) -> Any:

@@ -14,7 +14,7 @@ from accelerate.state import AcceleratorState
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from hf_freeze.errors import ShareError
-from hf_freeze.training import FreezeTrainer
+from hf_freeze.training import FreezeTrainer, pushing
 from tests.distributed.worker import meet
 from tests.unit.training.runs import arguments, rows
 
@@ -46,6 +46,7 @@ def trainer_for(task: dict[str, Any], repo: str) -> FreezeTrainer:
 def main(task: dict[str, Any]) -> None:
     """Pushes to a repo that takes it, to one that does not, and to one that cannot be made."""
     state = meet(task)
+    pushing._MEETING = 0.02  # They meet more than once, as they do where an upload takes long.
     seen = {repo: push(task, repo) for repo in ("taken", "refused", "someone/model")}
     state.wait_for_everyone()  # Whatever failed in one process, the others are there.
     (Path(task["folder"]) / f"rank-{state.process_index}.json").write_text(json.dumps(seen))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -185,6 +187,11 @@ def test_what_the_hub_refuses_is_said_and_the_run_stays_as_it_was(hub: Hub, mode
     wrong.mkdir()
     (wrong / "model.safetensors").write_bytes(b"")
     (wrong / "README.md").write_text("---\nbase_model: my model\n---\n")
+    large, damaged = (Path(shutil.copytree(model, tmp_path / name)) for name in ("large", "damaged"))
+    (large / "model.safetensors").write_bytes(b"large")
+    refused_object = f"/objects/{hashlib.sha256(b'large').hexdigest()}"
+    hub.statuses[refused_object] = 507
+    (damaged / "config.json").write_text("{")
     to_model = {"folder": model, "repo_id": "model"}
     calls = [
         {**to_model, "repo_id": "../model"},
@@ -199,6 +206,8 @@ def test_what_the_hub_refuses_is_said_and_the_run_stays_as_it_was(hub: Hub, mode
         {**to_model, "token": ""},
         {"folder": wrong, "repo_id": "model"},
         {**to_model, "revision": "broken"},
+        {"folder": large, "repo_id": "model"},
+        {"folder": damaged, "repo_id": "model"},
         to_model,
     ]
     results, printed = hub_client.ask(hub, tmp_path / "home", "push", calls)
@@ -208,6 +217,11 @@ def test_what_the_hub_refuses_is_said_and_the_run_stays_as_it_was(hub: Hub, mode
     )
     no_model = "RUN: there is no model of a finished run; got"
     dropped = ("the connection to <HUB> failed (RemoteProtocolError)", "Look after the network.")
+    damage = (
+        f"{damaged / 'config.json'}: this file is read before it is pushed, and it is damaged; got the error "
+        "'Expecting property name enclosed in double quotes: line 1 column 2 (char 1)'. Nothing was pushed. Save the "
+        "model again, or mend the file."
+    )
     metadata = (
         "the Hub refuses what is pushed (Invalid metadata in README.md. - base_model must be the id of a repo; got "
         "'my model')"
@@ -226,11 +240,15 @@ def test_what_the_hub_refuses_is_said_and_the_run_stays_as_it_was(hub: Hub, mode
         refused(hub, model, "model", "<HUB> asks for a token, and none is known", log_in),
         refused(hub, wrong, "model", metadata, "Change what it names."),
         refused(hub, model, "model", "<HUB> answered with status 507", "Wait until it answers.", " --revision broken"),
+        refused(hub, large, "model", "<HUB> answered with status 507", "Wait until it answers."),
+        ["ConfigError", damage],
         sorted(contents(model)),
     ]
     assert contents(model) == before
     assert hub.messages("reader/model") == ["Push a run of hf_freeze"]
-    uploads = [request for request in hub.requests if request.startswith("PUT")]
+    uploads = [
+        request for request in hub.requests if request.startswith("PUT") and not request.endswith(refused_object)
+    ]
     assert len(uploads) == 1, "what was uploaded before the connection dropped is not uploaded again"
     assert not any(token in printed for token in (TOKEN, READ_TOKEN))
 
@@ -250,6 +268,24 @@ def test_a_client_that_is_kept_off_the_hub_says_so(model: Path) -> None:
         push_run(str(model), "model")
     what, do = "the Hub is not asked while HF_HUB_OFFLINE is set", "Unset HF_HUB_OFFLINE."
     assert str(caught.value) == refused(Hub(), model, "model", what, do)[1]
+
+
+def test_what_a_killed_push_left_behind_is_removed_by_the_next_run(hub: Hub, model: Path, tmp_path: Path) -> None:
+    hub.hold = "/commit/main"
+    run = tmp_path / "run"
+    case = {"hub_strategy": "every_save", "save_strategy": "steps", "save_steps": 1, "output_dir": run}
+    client = hub_client.start(hub, tmp_path / "home", "train", model, [case])
+    assert hub.held.wait(timeout=200), client.communicate(timeout=10)
+    client.kill()
+    client.communicate(timeout=30)
+    staged = run / "_push-1"
+    assert (staged / "model.safetensors").is_file(), "the kill was in the middle of a push"
+    hub.hold = None
+    hub.released.set()
+    ((logits, *_), *_), _ = hub_client.ask(hub, tmp_path / "home", "train", model, [{**case, "max_steps": 1}])
+    assert len(logits) == 2
+    assert hub.messages("reader/run")[-1] == "End of training"
+    assert list(run.glob("_push-*")) == []
 
 
 @pytest.mark.slow

@@ -86,6 +86,35 @@ def test_a_model_that_cannot_be_traced_is_refused(tmp_path: Path, monkeypatch: p
     assert list(folder.glob("*.onnx*")) == []
 
 
+def test_what_the_runtime_does_not_take_is_refused_in_its_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tiny_run.write_model(tmp_path / "model")
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    real = onnx_export._export
+
+    def export_and_cut_short(given: object, example: object, names: object, target: Path) -> None:
+        real(given, example, names, target)
+        target.write_bytes(target.read_bytes()[:-100])
+
+    monkeypatch.setattr(onnx_export, "_export", export_and_cut_short)
+    with pytest.raises(ShareError) as caught:
+        write_onnx(model, folder, TEXTS)
+    assert re.fullmatch(
+        r"format: ONNX Runtime cannot run what was exported; got a BertForSequenceClassification\. It says: "
+        r"\[ONNXRuntimeError\][^\n]{10,200}\. Use the format 'transformers'\.",
+        str(caught.value),
+    )
+    assert list(folder.glob("*.onnx*")) == []
+
+
+def test_rows_are_cut_at_what_the_model_reads(tmp_path: Path) -> None:
+    folder = tiny_run.write_model(tmp_path / "model")
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    long = "a good film " * model.config.max_position_embeddings
+    assert write_onnx(model, folder, [*TEXTS[:2], long]) <= TOLERANCE
+
+
 def test_too_few_rows_and_other_types_are_refused_before_anything_is_written() -> None:
     with pytest.raises(ConfigError) as caught:
         check_onnx(torch.float32, ["a", "b"])

@@ -21,7 +21,7 @@ from hf_freeze.sharing.verify import verify_model
 from hf_freeze.training import FreezeTrainer
 from hf_freeze.training.saving import held_names
 from tests.unit.sharing.trained import KINDS, Trained, encoder_of_bert, logits, train, train_gpt2
-from tests.unit.training.runs import arguments
+from tests.unit.training.runs import arguments, rows
 
 
 @pytest.fixture(scope="module", params=["adapters", "mixed"])
@@ -106,6 +106,64 @@ def test_tied_weights_are_digested_once(tmp_path: Path) -> None:
     lora = {"peft_type": "LORA", "target_modules": ["c_attn"], "r": 2}
     trained = train_gpt2(tmp_path, "adapters", adapters=(lora,))
     assert torch.equal(logits(load_model(trained.folder)), logits(trained.model))
+
+
+class TestABaseBesideItsAdapters:
+    """A folder that holds both a whole model and adapters."""
+
+    @staticmethod
+    def beside(trained: Trained, folder: Path) -> Path:
+        both = Path(shutil.copytree(trained.folder, folder))
+        for name in ("config.json", "model.safetensors"):
+            shutil.copy(trained.base / name, both / name)
+        return both
+
+    def test_it_is_the_base_whatever_name_the_adapters_have_for_it(self, trained: Trained, tmp_path: Path) -> None:
+        both = self.beside(trained, tmp_path / "both")
+        config = json.loads((both / "adapter_config.json").read_text())
+        nowhere = {**config, "base_model_name_or_path": str(tmp_path / "nowhere")}
+        (both / "adapter_config.json").write_text(json.dumps(nowhere))
+        assert torch.equal(logits(load_model(both)), logits(trained.model))
+        assert verify_model(both).holds
+        torch.testing.assert_close(logits(merged_model(both)), logits(trained.model), rtol=0, atol=1e-6)
+        (both / "hf_freeze_plan.json").unlink()
+        assert torch.equal(logits(load_model(both)), logits(trained.model))
+        plainly = AutoModelForSequenceClassification.from_pretrained(both).eval()
+        assert torch.equal(logits(plainly), logits(trained.model)), "Transformers takes the same base"
+
+    def test_one_that_the_adapters_were_not_trained_on_is_refused(self, trained: Trained, tmp_path: Path) -> None:
+        both = self.beside(trained, tmp_path / "both")
+        encoder_of_bert(seed=1).save_pretrained(both)
+        with pytest.raises(PlanError, match="these adapters were trained on another base model; got"):
+            load_model(both)
+        assert torch.equal(logits(load_model(both, base=trained.base)), logits(trained.model))
+
+    def test_adapters_that_were_saved_into_the_folder_of_their_base(self, tmp_path: Path) -> None:
+        encoder_of_bert().save_pretrained(tmp_path)
+        model = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+        trainer = FreezeTrainer(model, arguments(tmp_path), train_dataset=rows(), **KINDS["mixed"])
+        trainer.train()
+        trainer.save_model()
+        assert torch.equal(logits(load_model(tmp_path)), logits(trainer.model.eval()))
+
+
+def test_a_head_that_neither_the_adapters_nor_the_base_hold_is_refused(trained: Trained, tmp_path: Path) -> None:
+    """Adapters without a record: what would be random is no model."""
+    folder = Path(shutil.copytree(trained.folder, tmp_path / "adapters"))
+    (folder / "hf_freeze_plan.json").unlink()
+    tensors = safetensors.torch.load_file(folder / "adapter_model.safetensors")
+    kept = {name: tensor for name, tensor in tensors.items() if "classifier" not in name}
+    safetensors.torch.save_file(kept, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "adapter_config.json").read_text())
+    modules = [name for name in config["modules_to_save"] if name != "classifier"]
+    (folder / "adapter_config.json").write_text(json.dumps({**config, "modules_to_save": modules}))
+    with pytest.raises(PlanError) as caught:
+        load_model(folder)
+    assert str(caught.value) == (
+        f"{folder}: neither these adapters nor their base model hold all weights; got {str(trained.base)!r}, in which "
+        "'classifier.bias' and 1 more are missing or have another shape: they would be random. Pass a model that has "
+        "them as base, or load it yourself, and the adapters with peft.PeftModel."
+    )
 
 
 def test_peft_alone_loads_the_folder(trained: Trained) -> None:

@@ -330,6 +330,46 @@ class TestCompleteness:
         assert all(manifest.is_complete(path) for path in tmp_path.glob("checkpoint-*"))
 
 
+class TestFoldersOfOtherRuns:
+    def test_one_with_checkpoints_of_another_plan_is_refused_before_training(self, tmp_path: Path) -> None:
+        run(tmp_path, dropping_bert(), max_steps=2, **FROZEN)
+        before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+        with pytest.raises(PlanError) as caught:
+            run(tmp_path, dropping_bert(), max_steps=4, save_total_limit=1, freeze={"blocks": {"first": 3}})
+        assert str(caught.value) == (
+            f"args.output_dir: this folder holds checkpoints of another run; got '{tmp_path}' with checkpoint-1, "
+            "checkpoint-2. They would be removed by save_total_limit, or be taken for the best model. Name another "
+            "folder, resume that run under its plan with resume_from_checkpoint=True, or remove them with "
+            "save={'overwrite': True}."
+        )
+        assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+    def test_one_of_plain_trainer_is_refused_as_well(self, plain_checkpoint: Path, tmp_path: Path) -> None:
+        shutil.copytree(plain_checkpoint, tmp_path / "checkpoint-7")
+        with pytest.raises(PlanError, match=r"checkpoints of another run; got .* with checkpoint-7\."):
+            run(tmp_path, dropping_bert(), max_steps=1)
+        elsewhere = str(shutil.copytree(plain_checkpoint, tmp_path / "elsewhere" / "checkpoint-1"))
+        with pytest.raises(PlanError, match=r"checkpoints of another run; got .* with checkpoint-7\."):
+            run(tmp_path, dropping_bert(), resume=elsewhere, max_steps=2)
+
+    def test_they_are_removed_where_that_is_asked_for(self, tmp_path: Path) -> None:
+        run(tmp_path, dropping_bert(), max_steps=2, **FROZEN)
+        options = {"freeze": {"blocks": {"first": 3}}, "save": {"overwrite": True}}
+        run(tmp_path, dropping_bert(), max_steps=1, **options)
+        assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
+        assert run(tmp_path, dropping_bert(), resume=True, max_steps=2, **options).state.global_step == 2
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-1", "checkpoint-2"]
+
+    def test_the_same_plan_may_train_again_in_its_folder(self, tmp_path: Path) -> None:
+        run(tmp_path, dropping_bert(), max_steps=2, **FROZEN)
+        assert run(tmp_path, dropping_bert(), max_steps=1, **FROZEN).state.global_step == 1
+
+    def test_a_run_that_saves_no_checkpoints_leaves_them_alone(self, tmp_path: Path) -> None:
+        run(tmp_path, dropping_bert(), max_steps=2, **FROZEN)
+        run(tmp_path, dropping_bert(), max_steps=1, save_strategy="no")
+        assert len(list(tmp_path.glob("checkpoint-*"))) == 2
+
+
 @pytest.fixture(scope="module")
 def plain_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("plain")
