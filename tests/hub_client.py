@@ -66,7 +66,7 @@ def train(model: str, cases: list[dict[str, Any]]) -> list[Any]:
 
     results: list[Any] = []
     for case in cases:
-        sections = {name: case.pop(name) for name in ("freeze", "adapters") if name in case}
+        sections = {name: case.pop(name) for name in ("freeze", "adapters", "save") if name in case}
         try:
             trainer = FreezeTrainer(
                 model=AutoModelForSequenceClassification.from_pretrained(model),

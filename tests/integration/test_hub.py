@@ -288,27 +288,39 @@ def test_what_a_killed_push_left_behind_is_removed_by_the_next_run(hub: Hub, mod
     assert list(run.glob("_push-*")) == []
 
 
-@pytest.mark.slow
-def test_what_cannot_be_pulled_is_said(hub: Hub, model: Path, tmp_path: Path) -> None:
-    for name, repo in (("gated", Repo(gated=True)), ("private", Repo(private=True))):
+def test_a_delta_comes_back_in_a_fresh_cache_and_what_cannot_be_pulled_is_said(
+    hub: Hub, model: Path, tmp_path: Path
+) -> None:
+    repos = {"tiny": Repo(), "gated": Repo(gated=True), "private": Repo(private=True)}
+    for name, repo in repos.items():
         hub.repos[f"reader/{name}"] = repo
         hub.files(f"reader/{name}").update(contents(model))
+    case = {"output_dir": tmp_path / "delta", "freeze": {"blocks": {"first": 2}}, "save": {"format": "delta"}}
+    (trained, _), _ = hub_client.ask(hub, tmp_path / "first", "train", "reader/tiny", [case])
+    pushed = hub.files("reader/delta")
+    whole = contents(model)["model.safetensors"]
+    assert len(pushed["hf_freeze_delta.safetensors"]) < len(whole)
+    described = json.loads(pushed["hf_freeze_delta.json"])
+    commit = hub.repos["reader/tiny"].branches["main"][-1].oid
+    assert (described["base"], described["revision"]) == ("reader/tiny", commit)
     calls = [
+        {"repo": "reader/delta"},
         {"repo": "reader/private"},
         {"repo": "reader/private", "token": ""},
         {"repo": "reader/gated"},
         {"repo": "reader/nothing"},
         {"repo": "reader/private", "revision": "v9"},
     ]
-    (loaded, *errors), _ = hub_client.ask(hub, tmp_path / "home", "pull", calls)
-    assert len(loaded) == 2
+    (loaded, private, *errors), _ = hub_client.ask(hub, tmp_path / "second", "pull", calls)
+    assert loaded == trained
+    assert len(private) == 2
     answers = [
         "reader/private is not a local folder and is not a valid model identifier listed on",
         "You are trying to access a gated repo",
         "reader/nothing is not a local folder and is not a valid model identifier listed on",
         "v9 is not a valid git identifier (branch name, tag name or commit id) that exists for this model name",
     ]
-    for (kind, message), call, answer in zip(errors, calls[1:], answers, strict=True):
+    for (kind, message), call, answer in zip(errors, calls[2:], answers, strict=True):
         assert kind == "ConfigError"
         begins = f"{call['repo']}: there is no folder of this name, and no such model can be read from the Hub; got the"
         assert message.startswith(begins)
