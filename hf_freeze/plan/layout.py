@@ -145,7 +145,7 @@ def _parameters(root: Node, places: Places, constants: frozenset[str]) -> tuple[
                 dtype=str(leaf.parameter.dtype).removeprefix("torch."),
                 kind=leaf.kind,
                 constant=all(leaf.idle for _, leaf in entries) or not constants.isdisjoint(names),
-                quantized=_is_quantized(leaf.parameter),
+                quantized=is_quantized(leaf.parameter),
                 aliases=tuple(names[1:]),
                 outside_base=outside and leaf.kind == "base",
                 output_embedding=id(leaf.parameter) in output,
@@ -154,8 +154,12 @@ def _parameters(root: Node, places: Places, constants: frozenset[str]) -> tuple[
     return tuple(parameters)
 
 
-def _is_quantized(parameter: nn.Parameter) -> bool:
-    """Whether gradients cannot be taken: integers, or floats of one byte."""
+def is_quantized(parameter: nn.Parameter) -> bool:
+    """Returns whether gradients cannot be taken: integers, or floats of one byte.
+
+    Args:
+        parameter: The parameter.
+    """
     return not (parameter.is_floating_point() or parameter.is_complex()) or parameter.dtype.itemsize == 1
 
 
@@ -196,7 +200,7 @@ def _constants(root: Node) -> frozenset[str]:
     frozen = {
         name
         for name, (parameter, kind, idle) in root.named_leaves()
-        if kind == "base" and not idle and not parameter.requires_grad and not _is_quantized(parameter)
+        if kind == "base" and not idle and not parameter.requires_grad and not is_quantized(parameter)
     }
     if not frozen:
         return frozenset()

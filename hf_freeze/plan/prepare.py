@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any, cast
 
 from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTuner
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import nn
 
 from hf_freeze.config import AdapterConfig, FreezeConfig, parse_adapters, parse_section
@@ -17,9 +17,10 @@ from hf_freeze.errors import PlanError
 from hf_freeze.plan.adapters import adapter_config, attach_adapters
 from hf_freeze.plan.apply import apply_plan, forget_plan, has_plan, plan_of
 from hf_freeze.plan.automatic import Chosen, check_automatic
-from hf_freeze.plan.layout import Layout, find_layout
+from hf_freeze.plan.layout import Layout, find_layout, is_quantized
 from hf_freeze.plan.resolve import FreezePlan, resolve_plan
 from hf_freeze.plan.snr import choose_by_snr
+from hf_freeze.plan.wrappers import join
 
 
 def freeze_model(
@@ -101,7 +102,7 @@ def merge_adapters(model: nn.Module) -> nn.Module:
         model: A `PeftModel`, such as `freeze_model` returns.
 
     Raises:
-        PlanError: The model has no adapters, or adapters that cannot be merged.
+        PlanError: The model has no adapters, adapters that cannot be merged, or quantised weights under them.
     """
     if not isinstance(model, PeftModel):
         raise PlanError(f"{type(model).__name__}: this model has no adapters to merge. Use it as it is.")
@@ -109,12 +110,27 @@ def merge_adapters(model: nn.Module) -> nn.Module:
         raise _cannot_merge(model, "Its parameters are inputs, not weights.")
     if not isinstance(model.base_model, BaseTuner):
         raise _cannot_merge(model, "It adds modules that a plain model has no place for.")
+    _check_unquantised(model)
     forget_plan(model)
     try:
         # PeftModel forwards the call to the tuner, which mypy cannot see.
         return cast(nn.Module, cast(Any, model).merge_and_unload(safe_merge=True)).eval()
     except (NotImplementedError, TypeError) as error:
         raise _cannot_merge(model, f"PEFT says: {str(error).strip() or type(error).__name__}") from error
+
+
+def _check_unquantised(model: PeftModel) -> None:
+    """Refuses to add adapters to weights that hold a few bits each: most of what was trained would be rounded away."""
+    for path, module in model.get_base_model().named_modules():
+        if not isinstance(module, BaseTunerLayer):
+            continue
+        for name, parameter in module.get_base_layer().named_parameters():
+            if is_quantized(parameter):
+                raise PlanError(
+                    f"{type(model).__name__}: adapters cannot be merged into quantised weights, which would round them "
+                    f"away; got {join(path, name)!r} in {str(parameter.dtype).removeprefix('torch.')}. Keep the PEFT "
+                    "folder and load it with peft, or put the adapters on the unquantised base model and merge there."
+                )
 
 
 def _cannot_merge(model: PeftModel, why: str) -> PlanError:

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from hf_freeze.errors import ConfigError, PlanError
 from hf_freeze.plan.audit import tensor_digest
+from hf_freeze.plan.layout import is_quantized
 from hf_freeze.plan.wrappers import named_parameters
 from hf_freeze.sharing.classes import config_of, convert, load_recorded_base, model_class_of
 from hf_freeze.sharing.delta import read_tensors
@@ -109,7 +110,7 @@ def _check_frozen(source: Source, record: TrainingRecord, model: PreTrainedModel
     parameters = {name: p for name, p in named_parameters(model) if name not in record.undigested}
     if record.frozen_digest is None:
         return
-    if not all(parameter.is_floating_point() for parameter in parameters.values()):
+    if any(is_quantized(parameter) for parameter in parameters.values()):
         logger.warning(
             "%s: the base model is loaded quantised, so it is not compared with the one that the adapters were trained "
             "on.",

@@ -12,6 +12,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, PreTraine
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from hf_freeze.errors import ConfigError, did_you_mean
+from hf_freeze.plan.layout import is_quantized
 from hf_freeze.sharing.sources import Source
 from hf_freeze.training.pretrained import load_base
 from hf_freeze.training.record import TrainingRecord
@@ -102,10 +103,20 @@ def convert(model: PreTrainedModel, dtype: object) -> PreTrainedModel:
     Args:
         model: The model; it is changed in place.
         dtype: As for `as_dtype`.
+
+    Raises:
+        ConfigError: PyTorch has no such type, or the weights are quantised.
     """
     wanted = as_dtype(dtype, model.dtype)
-    if wanted != model.dtype:  # Quantised models refuse even the type that they are in.
-        cast(Any, model).to(wanted)  # Its annotation upstream hides its arguments.
+    if wanted == model.dtype:
+        return model  # Quantised models refuse even the type that they are in.
+    quantised = next((name for name, parameter in model.named_parameters() if is_quantized(parameter)), None)
+    if quantised is not None:
+        raise ConfigError(
+            f"dtype: quantised weights stay in the type that they are in; got {str(wanted).removeprefix('torch.')!r} "
+            f"for a {type(model).__name__} whose {quantised!r} is quantised. Leave dtype out."
+        )
+    cast(Any, model).to(wanted)  # Its annotation upstream hides its arguments.
     return model
 
 
