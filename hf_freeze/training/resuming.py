@@ -106,7 +106,7 @@ class CheckpointMixin(PushingMixin, SchedulingMixin):
         """Returns whether a checkpoint is one of another plan, or of another trainer; one that was cut short is not."""
         if not (folder / checkpoint.STATE_FILE).exists():
             return (folder / TRAINER_STATE_NAME).exists()
-        if not manifest.is_complete(folder) or self._is_same_plan(folder):
+        if not (folder / manifest.MANIFEST_FILE).exists() or self._is_same_plan(folder):
             return False
         recorded, chosen = checkpoint.read_chosen(folder), self.base_plan.chosen
         # The same request may have chosen another plan.
