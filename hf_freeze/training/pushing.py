@@ -125,16 +125,12 @@ class PushingMixin(_Base):
             self._init_repo(token, private, _remedy(folder, self._wanted_repo, revision=self.args.hub_revision))
         job = None
         if self.is_world_process_zero():
-            repo_id = str(self.hub_model_id)
-            self.create_model_card(**{"model_name": repo_id.rpartition("/")[2], **keywords})
-            job = self._uploads.run_as_future(
-                _push,
+            self.create_model_card(**{"model_name": str(self.hub_model_id).rpartition("/")[2], **keywords})
+            job = self._start_push(
                 folder,
-                repo_id,
                 message=commit_message or "End of training",
                 revision=revision if revision is not None else self.args.hub_revision,
                 token=token if token is not None else self.args.hub_token,
-                run=folder,
             )
         if not blocking:
             return job
@@ -143,6 +139,10 @@ class PushingMixin(_Base):
         if failure is not None:
             raise failure
         return None if job is None else job.result()
+
+    def _start_push(self, folder: Path, **options: Any) -> Future[str]:
+        run = Path(str(self.args.output_dir))
+        return self._uploads.run_as_future(_push, folder, str(self.hub_model_id), run=run, **options)
 
     def _failure_everywhere(self, job: Future[str] | None) -> FreezeError | None:
         """Waits for a push of the first process, and returns in all of them why it failed, or None.
@@ -195,14 +195,11 @@ class PushingMixin(_Base):
     def _push_in_background(self, staged: Path, checkpoint: str | None) -> None:
         in_steps = self.args.save_strategy == SaveStrategy.STEPS
         where = f"step {self.state.global_step}" if in_steps else f"epoch {int(self.state.epoch or 0)}"
-        job = self._uploads.run_as_future(
-            _push,
+        job = self._start_push(
             staged,
-            str(self.hub_model_id),
             message=f"Training in progress, {where}",
             revision=self.args.hub_revision,
             token=self.args.hub_token,
-            run=Path(str(self.args.output_dir)),
             checkpoint=checkpoint,
         )
         self._report_failures()
