@@ -22,7 +22,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.trainer import OPTIMIZER_NAME, TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import CONFIG_NAME
 
 from hf_freeze.config import SaveConfig
@@ -63,7 +63,8 @@ class CheckpointMixin(PushingMixin, SchedulingMixin):
 
         Raises:
             PlanError: There is no complete checkpoint, its weights are pickled, its plan differs, or its base model; or
-                the output folder holds checkpoints of another plan, which would be taken for those of this run.
+                the output folder holds checkpoints of another plan, which `save_total_limit` or
+                `load_best_model_at_end` would take for those of this run.
         """
         folder: str | None = None
         if resume_from_checkpoint:
@@ -81,11 +82,13 @@ class CheckpointMixin(PushingMixin, SchedulingMixin):
     def _keep_apart(self) -> None:
         """Refuses an output folder with checkpoints of another run, or removes them where `save.overwrite` says so.
 
-        The Trainer would rotate them away, and load one of them where it takes it for its best.
+        As with the Trainer, a folder may be used again, but not where checkpoints of another plan would be rotated
+        away, or be loaded where one of them is taken for the best.
         """
         run = Path(str(self.args.output_dir))
         goes_on = self.resumed_folder is not None and self.resumed_folder.resolve().parent == run.resolve()
-        if goes_on or self.args.save_strategy == SaveStrategy.NO:
+        touches_others = bool(self.args.save_total_limit) or self.args.load_best_model_at_end
+        if goes_on or not (touches_others or self._save_section.overwrite):
             return
         folders = sorted(run.glob(f"{PREFIX_CHECKPOINT_DIR}-*"))
         # What the first process sees counts for all: others may have disks of their own.
@@ -93,9 +96,9 @@ class CheckpointMixin(PushingMixin, SchedulingMixin):
         if others and not self._save_section.overwrite:
             raise PlanError(
                 f"args.output_dir: this folder holds checkpoints of another run; got {str(run)!r} with "
-                f"{', '.join(others[:3])}. They would be removed by save_total_limit, or be taken for the best model. "
-                "Name another folder, resume that run under its plan with resume_from_checkpoint=True, or remove them "
-                "with save={'overwrite': True}."
+                f"{', '.join(others[:3])}. save_total_limit and load_best_model_at_end would take them for those of "
+                "this run. Name another folder, resume that run under its plan with resume_from_checkpoint=True, or "
+                "remove them with save={'overwrite': True}."
             )
         if self.args.should_save:
             for name in others:
@@ -182,7 +185,7 @@ class CheckpointMixin(PushingMixin, SchedulingMixin):
                 writer.write()
         self._push_complete_checkpoint(folder)
         if self.args.should_save:
-            rotation.rotate(run, limit, best=self.state.best_model_checkpoint)
+            rotation.rotate(folder, limit, best=self.state.best_model_checkpoint)
 
     def _clear(self, folder: Path) -> None:
         """Makes place for a checkpoint, and marks it as one of hf_freeze: without a manifest, it is incomplete."""

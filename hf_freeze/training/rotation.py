@@ -27,19 +27,20 @@ def remove_checkpoint(folder: Path) -> None:
     shutil.rmtree(gone, ignore_errors=True)
 
 
-def rotate(run: Path, limit: int | None, *, best: str | None) -> None:
+def rotate(newest: Path, limit: int | None, *, best: str | None) -> None:
     """Removes the oldest checkpoints of a run, as the Trainer does: the newest and the best one are kept.
 
     Args:
-        run: The folder of the run.
+        newest: The folder of the checkpoint that was just written; the others lie beside it.
         limit: The number of checkpoints to keep; None or 0 keeps all.
         best: The folder of the best checkpoint, where there is one.
     """
     if not limit:
         return
-    folders = sort_checkpoints(str(run), use_mtime=True, best_model_checkpoint=best)  # The best comes next to last.
-    has_another_best = best is not None and str(Path(best)) in folders[:-1]
-    for folder in folders[: -max(limit, 2 if has_another_best else 1)]:
+    # The Trainer tells the newest by the clock, and by its step where the clock is too coarse.
+    kept = {str(newest)} if best is None else {str(newest), str(Path(best))}
+    others = [folder for folder in sort_checkpoints(str(newest.parent), use_mtime=True) if folder not in kept]
+    for folder in others[: max(0, len(others) + len(kept) - max(limit, len(kept)))]:
         remove_checkpoint(Path(folder))
 
 

@@ -338,8 +338,8 @@ class TestFoldersOfOtherRuns:
             run(tmp_path, dropping_bert(), max_steps=4, save_total_limit=1, freeze={"blocks": {"first": 3}})
         assert str(caught.value) == (
             f"args.output_dir: this folder holds checkpoints of another run; got '{tmp_path}' with checkpoint-1, "
-            "checkpoint-2. They would be removed by save_total_limit, or be taken for the best model. Name another "
-            "folder, resume that run under its plan with resume_from_checkpoint=True, or remove them with "
+            "checkpoint-2. save_total_limit and load_best_model_at_end would take them for those of this run. Name "
+            "another folder, resume that run under its plan with resume_from_checkpoint=True, or remove them with "
             "save={'overwrite': True}."
         )
         assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
@@ -347,10 +347,12 @@ class TestFoldersOfOtherRuns:
     def test_one_of_plain_trainer_is_refused_as_well(self, plain_checkpoint: Path, tmp_path: Path) -> None:
         shutil.copytree(plain_checkpoint, tmp_path / "checkpoint-7")
         with pytest.raises(PlanError, match=r"checkpoints of another run; got .* with checkpoint-7\."):
-            run(tmp_path, dropping_bert(), max_steps=1)
+            run(
+                tmp_path, dropping_bert(), max_steps=1, load_best_model_at_end=True, eval_strategy="steps", eval_steps=1
+            )
         elsewhere = str(shutil.copytree(plain_checkpoint, tmp_path / "elsewhere" / "checkpoint-1"))
         with pytest.raises(PlanError, match=r"checkpoints of another run; got .* with checkpoint-7\."):
-            run(tmp_path, dropping_bert(), resume=elsewhere, max_steps=2)
+            run(tmp_path, dropping_bert(), resume=elsewhere, max_steps=2, save_total_limit=2)
 
     def test_they_are_removed_where_that_is_asked_for(self, tmp_path: Path) -> None:
         run(tmp_path, dropping_bert(), max_steps=2, **FROZEN)
@@ -362,12 +364,18 @@ class TestFoldersOfOtherRuns:
 
     def test_the_same_plan_may_train_again_in_its_folder(self, tmp_path: Path) -> None:
         run(tmp_path, dropping_bert(), max_steps=2, **FROZEN)
-        assert run(tmp_path, dropping_bert(), max_steps=1, **FROZEN).state.global_step == 1
+        run(tmp_path, dropping_bert(), max_steps=1, save_total_limit=1, **FROZEN)
+        assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
 
-    def test_a_run_that_saves_no_checkpoints_leaves_them_alone(self, tmp_path: Path) -> None:
+    def test_where_nothing_touches_them_a_folder_may_be_used_again_as_with_the_trainer(self, tmp_path: Path) -> None:
         run(tmp_path, dropping_bert(), max_steps=2, **FROZEN)
-        run(tmp_path, dropping_bert(), max_steps=1, save_strategy="no")
-        assert len(list(tmp_path.glob("checkpoint-*"))) == 2
+        before = (tmp_path / "checkpoint-2" / checkpoint.WEIGHTS_FILE).read_bytes()
+        other = {"freeze": {"blocks": {"first": 3}}}
+        assert run(tmp_path, dropping_bert(), max_steps=1, **other).state.global_step == 1
+        assert (tmp_path / "checkpoint-2" / checkpoint.WEIGHTS_FILE).read_bytes() == before
+        with pytest.raises(PlanError, match="checkpoint-2: this checkpoint was written under another plan"):
+            run(tmp_path, dropping_bert(), resume=True, **other)
+        assert run(tmp_path, dropping_bert(), resume=str(tmp_path / "checkpoint-1"), max_steps=2, **other)
 
 
 @pytest.fixture(scope="module")
