@@ -15,11 +15,18 @@ def scheduled(name: str, about: str, *, rates: tuple[float, ...] = _LOW, caches:
     return Plan(name, about, FULL.num_trainable, rates, None, {"schedule": schedule}, caches)
 
 
-def phased(name: str, about: str, *phases: tuple[float | dict[str, int], dict[str, Any]], end: int) -> Plan:
+def phased(
+    name: str,
+    about: str,
+    *phases: tuple[float | dict[str, int], dict[str, Any]],
+    end: int,
+    anneal: bool = False,
+) -> Plan:
     """Returns the plan that freezes what each phase says until its end, and the first `end` blocks afterwards."""
     entries = [{"until": until, "freeze": freeze} for until, freeze in phases]
     section = [*entries, {"freeze": {"blocks": {"first": end}}}]
-    return scheduled(name, f"{about}, then depth {end}", type="phases", phases=section, warmup=0)
+    told = f"{about}, then depth {end}"
+    return scheduled(name, told, type="phases", phases=section, warmup=0, anneal=anneal)
 
 
 _EVERYTHING: dict[str, Any] = {"blocks": "none"}
@@ -40,16 +47,15 @@ SCHEDULES = (
     phased("later phases 5", "everything for 35 % of the steps", (0.35, _EVERYTHING), end=5),
     phased("phases 0, 5", "all but the embeddings for 40 % of the steps", (0.4, _NO_EMBEDDINGS), end=5),
     phased(
-        "phases 0, 3, 5",
-        "all but the embeddings for 25 % of the steps, depth 3 until 50 %",
-        (0.25, _NO_EMBEDDINGS),
-        (0.5, {"blocks": {"first": 3}}),
+        "annealed phases",
+        "all but the embeddings for 40 % of the steps, annealed",
+        (0.4, _NO_EMBEDDINGS),
         end=5,
+        anneal=True,
     ),
     scheduled("linear", "`progressive`, linear", type="progressive"),
     scheduled("exponential", "`progressive`, exponential", type="progressive", curve="exponential"),
     scheduled("cubic", "`progressive`, cubic", type="progressive", curve="cubic"),
-    scheduled("earlier cubic", "`progressive`, cubic, t0 0.5", type="progressive", curve="cubic", t0=0.5),
     scheduled("autofreeze", "`autofreeze`", type="autofreeze"),
     scheduled("plasticity", "`plasticity`", type="plasticity"),
     scheduled("gradual_unfreeze", "`gradual_unfreeze`", rates=_HIGH, type="gradual_unfreeze"),
