@@ -15,18 +15,15 @@ def scheduled(name: str, about: str, *, rates: tuple[float, ...] = _LOW, caches:
     return Plan(name, about, FULL.num_trainable, rates, None, {"schedule": schedule}, caches)
 
 
-def phased(
-    name: str,
-    about: str,
-    *phases: tuple[float | dict[str, int], dict[str, Any]],
-    end: int,
-    anneal: bool = False,
-) -> Plan:
-    """Returns the plan that freezes what each phase says until its end, and the first `end` blocks afterwards."""
+def phased(name: str, about: str, *phases: tuple[float | dict[str, int] | None, dict[str, Any]]) -> Plan:
+    """Returns the plan that freezes what each phase says until its end; that of the last is None."""
     entries = [{"until": until, "freeze": freeze} for until, freeze in phases]
-    section = [*entries, {"freeze": {"blocks": {"first": end}}}]
-    told = f"{about}, then depth {end}"
-    return scheduled(name, told, type="phases", phases=section, warmup=0, anneal=anneal)
+    return scheduled(name, about, type="phases", phases=entries, warmup=0)
+
+
+def first(depth: int) -> dict[str, Any]:
+    """Returns the `freeze` section of the first blocks and the embeddings."""
+    return {"blocks": {"first": depth}}
 
 
 _EVERYTHING: dict[str, Any] = {"blocks": "none"}
@@ -42,16 +39,14 @@ def fixed(depth: int) -> Plan:
 
 CONTROL = " shuffled"
 SCHEDULES = (
-    phased("phases 4", "everything for one epoch", ({"epoch": 1}, _EVERYTHING), end=4),
-    phased("phases 5", "everything for one epoch", ({"epoch": 1}, _EVERYTHING), end=5),
-    phased("later phases 5", "everything for 35 % of the steps", (0.35, _EVERYTHING), end=5),
-    phased("phases 0, 5", "all but the embeddings for 40 % of the steps", (0.4, _NO_EMBEDDINGS), end=5),
+    phased("phases 4", "everything for one epoch, then depth 4", ({"epoch": 1}, _EVERYTHING), (None, first(4))),
+    phased("phases 5", "everything for one epoch, then depth 5", ({"epoch": 1}, _EVERYTHING), (None, first(5))),
+    phased("later phases 5", "everything for 35 % of the steps, then depth 5", (0.35, _EVERYTHING), (None, first(5))),
     phased(
-        "annealed phases",
-        "all but the embeddings for 40 % of the steps, annealed",
+        "phases 0, 5",
+        "all but the embeddings for 40 % of the steps, then depth 5",
         (0.4, _NO_EMBEDDINGS),
-        end=5,
-        anneal=True,
+        (None, first(5)),
     ),
     scheduled("linear", "`progressive`, linear", type="progressive"),
     scheduled("exponential", "`progressive`, exponential", type="progressive", curve="exponential"),

@@ -149,9 +149,6 @@ class PhasesOptions(ScheduleOptions):
     phases: Annotated[tuple[PhaseConfig, ...], Strict(False), AfterValidator(_in_order)] = Field(
         description="List of phases, each with what is frozen in it and until when."
     )
-    anneal: bool = Field(
-        False, description="Whether the learning rate of what freezes at the end of a phase falls to zero over it."
-    )
     warmup: Warmup = Field(50, description=_WARMUP)
 
 

@@ -1,16 +1,11 @@
-"""Freezes what a list says, phase after phase.
-
-The curve of `anneal` is that of FreezeOut (Brock et al. 2017), over a phase instead of from the start of the run on.
-"""
+"""Freezes what a list says, phase after phase."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from hf_freeze.config.schedule import PhasesOptions, Until
 from hf_freeze.errors import PlanError
-from hf_freeze.schedules.progressive import annealed
 from hf_freeze.schedules.registry import register_schedule
 from hf_freeze.schedules.schedule import Choice, Course, Moment, RunLength, Schedule
 
@@ -64,7 +59,6 @@ class Phases(Schedule):
             course.frozen_by(phase.freeze, f"schedule.phases.{index}.freeze")
             for index, phase in enumerate(options.phases)
         )
-        self._ends: list[float] = []
 
     @property
     def start(self) -> frozenset[str]:
@@ -104,7 +98,6 @@ class Phases(Schedule):
                 f"{run.num_epochs:g} epochs. Phases follow one another inside the run, and the last one, which may "
                 "leave until out, lasts until its end."
             )
-        self._ends = ends
 
     def decide(self, moment: Moment) -> Choice | None:
         """Returns what the phase at this moment freezes.
@@ -112,24 +105,7 @@ class Phases(Schedule):
         Args:
             moment: How far training is.
         """
-        index = self._index(moment)
+        index = sum(phase.until is not None and is_over(phase.until, moment) for phase in self.options.phases)
+        index = min(index, len(self._frozen) - 1)
         numbers = {"phase": index, "progress": moment.progress, "epoch": moment.epoch}
         return Choice(self._frozen[index], f"phase {index} begins", numbers)
-
-    def lr_factors(self, moment: Moment) -> Mapping[str, float]:
-        """Returns factors that bring the learning rate of what the next phase freezes to zero by then (`anneal`).
-
-        Args:
-            moment: How far training is.
-        """
-        index = self._index(moment)
-        if not self.options.anneal or index == len(self._frozen) - 1:
-            return {}
-        start, end = list(itertools.pairwise([0.0, *self._ends]))[index]
-        factor = annealed(moment.progress - start, end - start)
-        return dict.fromkeys(self._frozen[index + 1] - self._frozen[index], factor)
-
-    def _index(self, moment: Moment) -> int:
-        """Returns the number of the phase at a moment."""
-        over = sum(phase.until is not None and is_over(phase.until, moment) for phase in self.options.phases)
-        return min(over, len(self._frozen) - 1)

@@ -163,25 +163,6 @@ def test_each_phase_lasts_until_its_end() -> None:
     assert schedule.may_train == {"embeddings", "blocks[0]", "blocks[1]", "blocks[2]", "blocks[3]", "head"}
 
 
-def test_what_a_phase_freezes_is_annealed_in_the_phase_before() -> None:
-    phases = [
-        {"until": {"step": 4}, "freeze": {"blocks": "none"}},
-        {"until": {"epoch": 2}, "freeze": {"blocks": {"first": 2}}},
-        {"freeze": {"blocks": {"first": 3}}},
-    ]
-    schedule = schedule_of({"type": "phases", "phases": phases, "anneal": True})
-    schedule.begin(RUN)
-    told = [schedule.lr_factors(moment) for moment in moments(12, 3)]
-    first, second = ["blocks[0]", "blocks[1]", "embeddings"], ["blocks[2]"]
-    assert [sorted(factors) for factors in told] == [first] * 4 + [second] * 4 + [[]] * 4
-    expected = [annealed(step / 4, 1.0) for step in range(4)]
-    assert [factors["blocks[1]"] for factors in told[:4]] == pytest.approx(expected)
-    assert [factors["blocks[2]"] for factors in told[4:8]] == pytest.approx(expected)
-    plain = schedule_of({"type": "phases", "phases": phases})
-    plain.begin(RUN)
-    assert all(plain.lr_factors(moment) == {} for moment in moments(12, 3))
-
-
 @pytest.mark.parametrize(
     ("options", "run", "message"),
     [

@@ -29,7 +29,6 @@ SCHEDULES: dict[str, dict[str, Any]] = {
     "rotating": {"type": "rotating", "every": 3, "order": "shuffle"},
     "rotating, state kept": {"type": "rotating", "every": 2, "reset_state": False},
     "phases": {"type": "phases", "phases": PHASES, "warmup": 3},
-    "phases, annealed": {"type": "phases", "phases": PHASES, "anneal": True},
     "own": {"type": "tests.unit.schedules.own:Alternating", "every": 3},
 }
 
