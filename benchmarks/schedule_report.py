@@ -12,9 +12,10 @@ from benchmarks.schedule_plans import CONTROL, CONTROLS, FIXED, PLANS, SCHEDULES
 from benchmarks.whole_runs import table_head, table_row
 
 READING = """\
-Accuracy is the mean over seeds in percent, with its standard error. Differences are paired by seed, in points, with
-95 % intervals (Student's t); they cover the seeds, not the choice of the test rows or of the learning rate. Depth is
-the mean over the steps of all seeds. The fixed plan is the one whose depth is nearest to it.
+Accuracy is the mean over seeds in percent, with its standard error. Differences are paired by seed, in points, over the
+seeds that both plans have, with 95 % intervals (Student's t). They cover the seeds, not the choice of the test rows or
+of the learning rate. Depth is the mean over the steps of all seeds. The fixed plan is the one whose depth is nearest to
+it.
 """
 
 
@@ -39,12 +40,12 @@ def report(record: Record, *, tuning_seed: int) -> str:
 def accuracy_lines(record: Record, results: Results, setting: Setting) -> list[str]:
     """Returns the table for one setting, with the plans that have all seeds."""
     complete = [plan for plan in PLANS.values() if results.is_complete(plan, setting)]
-    head = ["plan", "learning rate", "accuracy, %", "depth", "minus full", "minus fixed", "minus shuffled"]
+    head = ["plan", "learning rate", "seeds", "accuracy, %", "depth", "minus full", "minus fixed", "minus shuffled"]
     lines = [f"### {spell_setting(setting)}", "", *table_head(head)]
     for plan in complete:
         mean, depth = results.mean(plan, setting), depth_of(record, results, plan, setting)
-        cells = [plan.about, spell_rate(plan, results.rate(plan, setting)), f"{mean.value:.1f} ± {mean.error:.1f}"]
-        cells += ["" if depth is None else f"{depth:.2f}"]
+        cells = [plan.about, spell_rate(plan, results.rate(plan, setting)), len(results.by_seed(plan, setting))]
+        cells += [f"{mean.value:.1f} ± {mean.error:.1f}", "" if depth is None else f"{depth:.2f}"]
         compared = (FULL if plan != FULL else None, nearest(plan, depth), shuffled(plan))
         for other in compared:
             has = other is not None and other in complete

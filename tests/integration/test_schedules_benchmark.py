@@ -82,7 +82,7 @@ def test_a_schedule_stands_beside_its_controls(tmp_path: Path) -> None:
     equal, more = "+0.0 [+0.0, +0.0]", "+1.0 [+1.0, +1.0]"
     found = re.search(r"^\| `autofreeze` \|.*$", text, re.M)
     assert found is not None
-    assert found[0] == f"| `autofreeze` | 1e-4 | 81.0 ± 0.7 | 2.90 | {more} | {equal} (depth 3) | {more} |"
+    assert found[0] == f"| `autofreeze` | 1e-4 | 5 | 81.0 ± 0.7 | 2.90 | {more} | {equal} (depth 3) | {more} |"
     assert "plasticity (0)" in text
 
 
