@@ -9,6 +9,7 @@ import os
 import shutil
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ FORMAT_VERSION = 1
 _META = "meta.json"
 _IN_USE = "in_use.lock"
 _ONE_AT_A_TIME = ".lock"
+# Threads of this process, and the folders that it is in.
+_threads = threading.RLock()
+_entered: set[Path] = set()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,17 +106,24 @@ def remove_store(folder: Path) -> None:
 
 @contextlib.contextmanager
 def one_at_a_time(root: Path) -> Iterator[None]:
-    """Makes processes open, replace and remove the stores of a folder one after the other.
+    """Makes processes open, fill, replace and remove the stores of a folder one after the other.
 
     Args:
-        root: The folder with the stores.
+        root: The folder with the stores. What is entered again inside for the same folder goes on at once.
     """
-    handle = _open_lock(root / _ONE_AT_A_TIME)
-    try:
-        _flock(handle, "exclusive")
-        yield
-    finally:
-        os.close(handle)
+    root = root.resolve()
+    with _threads:
+        if root in _entered:
+            yield
+            return
+        handle = _open_lock(root / _ONE_AT_A_TIME)
+        _entered.add(root)
+        try:
+            _flock(handle, "exclusive")
+            yield
+        finally:
+            _entered.discard(root)
+            os.close(handle)
 
 
 def mark_in_use(folder: Path) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from hf_freeze.activation_cache.folders import check_folder, default_folder, default_max_size
-from hf_freeze.activation_cache.housekeeping import list_stores, prune
+from hf_freeze.activation_cache.housekeeping import prune, stored_bytes
 from hf_freeze.activation_cache.store import ActivationStore
 from hf_freeze.config import ActivationCacheConfig
 
@@ -35,7 +35,7 @@ class Shelf:
         """How many bytes all stores may take together."""
         if self._section.max_size is not None:
             return self._section.max_size
-        return default_max_size(self.root, num_stored=sum(info.num_bytes for info in list_stores(self.root)))
+        return default_max_size(self.root, num_stored=stored_bytes(self.root))
 
     def open(
         self, fingerprints: Sequence[str], *, model: str, dtype: torch.dtype
@@ -63,7 +63,6 @@ class Shelf:
         depth = len(fingerprints)
         store = ActivationStore(self.root, fingerprints[-1], model=model, depth=depth, dtype=dtype)
         store.touch()
-        store.max_size = max(0, self.max_size - self._size_of_others(store))
         store.make_room = self._make_room
         shallower = {
             shorter: ActivationStore(self.root, fingerprints[shorter - 1], model=model, depth=shorter, dtype=dtype)
@@ -102,18 +101,22 @@ class Shelf:
     def _make_room(self, store: ActivationStore, needed: int, *, limit: int | None = None) -> int:
         """Removes the longest unused of the other stores, and returns how large a store may become.
 
+        What all stores take is looked up on the disk, since others grow meanwhile. Beyond `limit` may come the pages of
+        the index that one transaction adds, and the file of the store's own locks (40 KB).
+
         Args:
             store: The store.
             needed: How large it shall be, in bytes; where that is too much in any case, nothing is removed.
             limit: What all stores may take together, in bytes; None reads it.
         """
         limit = self.max_size if limit is None else limit
-        if needed <= limit:
-            growth = needed - store.num_bytes
-            everything = store.num_bytes + self._size_of_others(store)
-            allowed = min(limit, everything + self._free)
+        others = self._size_of_others(store)
+        growth = needed - store.num_bytes
+        allowed = min(limit, store.num_bytes + others + self._free)
+        if needed <= limit and others + needed > allowed:
             prune(self.root, max_size=allowed - growth, expire_after=None, keep=(store.folder.name,))
-        return max(0, limit - self._size_of_others(store))
+            others = self._size_of_others(store)
+        return max(0, limit - others)
 
     def _size_of_others(self, store: ActivationStore) -> int:
-        return sum(info.num_bytes for info in list_stores(self.root) if info.folder != store.folder)
+        return stored_bytes(self.root, besides=store.folder)

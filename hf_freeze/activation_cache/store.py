@@ -17,7 +17,7 @@ from typing import TypeVar
 import lmdb
 import torch
 
-from hf_freeze.activation_cache.descriptions import Description
+from hf_freeze.activation_cache.descriptions import Description, one_at_a_time
 from hf_freeze.activation_cache.environment import DAMAGE, SharedEnvironment, acquire, release
 from hf_freeze.activation_cache.records import Record, byte_view, decode, dtype_name, encode, to_tensor
 
@@ -45,8 +45,8 @@ class ActivationStore:
         writable: Whether rows are still stored; False after the disk, or `max_size`, was full.
         reason: Why rows are no longer stored.
         max_size: How large the file may become, in bytes; None leaves it to the disk.
-        make_room: Asked, with the store and the bytes that its file would take, where these are more than `max_size`;
-            returns what `max_size` is from then on.
+        make_room: Asked before rows are written, with the store and the bytes that its file would take; returns what
+            `max_size` is from then on. No other process fills a store of the same root meanwhile.
 
     Args:
         root: The folder with all stores, on a local disk.
@@ -178,8 +178,8 @@ class ActivationStore:
             if not self.writable:
                 break
             try:
-                self._ask_for_room(environment, records)
-                written += self._write(environment, records)
+                with self._room(environment, records):
+                    written += self._write(environment, records)
             except (lmdb.Error, OSError) as error:
                 self._stop_writing(f"{self.folder} takes no more rows ({error})")
         return written
@@ -268,13 +268,16 @@ class ActivationStore:
         if records:
             yield records
 
-    def _ask_for_room(self, environment: SharedEnvironment, records: dict[bytes, bytes]) -> None:
-        if self.max_size is None or self.make_room is None:
+    @contextlib.contextmanager
+    def _room(self, environment: SharedEnvironment, records: dict[bytes, bytes]) -> Iterator[None]:
+        """Finds room for records, and keeps it free from all others until they are written."""
+        if self.make_room is None:
+            yield
             return
-        page_size = environment.page_size
-        needed = environment.used_bytes + sum(size_in_file(len(record), page_size) for record in records.values())
-        if needed > self.max_size:
-            self.max_size = self.make_room(self, needed)
+        with one_at_a_time(self.folder.parent):
+            needed = sum(size_in_file(len(record), environment.page_size) for record in records.values())
+            self.max_size = self.make_room(self, environment.used_bytes + needed)
+            yield
 
     def _write(self, environment: SharedEnvironment, records: dict[bytes, bytes]) -> int:
         """Writes records in one transaction, after as many attempts as the file has to grow, and returns how many."""

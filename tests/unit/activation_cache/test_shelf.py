@@ -19,7 +19,9 @@ import torch
 from hf_freeze import ActivationCache, CacheError
 from hf_freeze.activation_cache.descriptions import read_description, write_description
 from hf_freeze.activation_cache.housekeeping import list_stores
+from hf_freeze.activation_cache.shelf import Shelf
 from hf_freeze.activation_cache.store import ActivationStore, size_in_file
+from hf_freeze.config import ActivationCacheConfig
 from tests.conftest import REPOSITORY
 from tests.unit.activation_cache.examples import cache_of, evaluate, frozen_bert, hits_and_misses, loader_of, rows_of
 
@@ -264,6 +266,71 @@ class TestLimit:
             )
         ]
         cache.close()
+
+
+MEGABYTE = 10**6
+FILL = """
+import sys
+from pathlib import Path
+import torch
+from hf_freeze.activation_cache.shelf import Shelf
+from hf_freeze.config import ActivationCacheConfig
+section = ActivationCacheConfig(dir=sys.argv[1], max_size=4_000_000)
+store, _ = Shelf(section).open([sys.argv[2]], model="", dtype=torch.float32)
+print("open", flush=True)
+sys.stdin.readline()
+for number in range(200):
+    store.put((bytes([number, part]) * 8, torch.zeros(10_000)) for part in range(2))
+print(len(store), store.num_bytes)
+sys.stdin.readline()
+"""
+
+
+def size_of(root: Path) -> int:
+    return sum(file.stat().st_size for file in root.rglob("*") if file.is_file())
+
+
+class TestStoresThatAreFilledAtOnce:
+    """They share `max_size`, whoever was there first. The index of the last rows, and a file of locks, may be above."""
+
+    SLACK = 50_000
+
+    def test_in_one_process(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        shelf = Shelf(ActivationCacheConfig(dir=str(tmp_path), max_size=4 * MEGABYTE))
+        stores = [shelf.open([name], model="", dtype=torch.float32)[0] for name in ("one", "other")]
+        for number in range(200):
+            for store in stores:
+                store.put([(bytes([number]) * 16, torch.zeros(10_000))])
+        assert 3.8 * MEGABYTE < size_of(tmp_path) <= 4 * MEGABYTE + self.SLACK
+        assert [len(store) for store in stores] == pytest.approx([48, 48], abs=2)
+        assert [store.writable for store in stores] == [False, False]
+        assert len(caplog.messages) == 2
+        for store in stores:
+            store.close()
+
+    @pytest.mark.distributed
+    def test_in_two_processes(self, tmp_path: Path) -> None:
+        processes = [
+            subprocess.Popen(
+                [sys.executable, "-c", FILL, str(tmp_path), name],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+                cwd=REPOSITORY,
+            )
+            for name in ("one", "other")
+        ]
+        assert [process.stdout.readline() for process in processes] == ["open\n", "open\n"]  # type: ignore[union-attr]
+        for process in processes:
+            process.stdin.write("\n")  # type: ignore[union-attr]
+            process.stdin.flush()  # type: ignore[union-attr]
+        found = [process.stdout.readline().split() for process in processes]  # type: ignore[union-attr]
+        assert 3.8 * MEGABYTE < size_of(tmp_path) <= 4 * MEGABYTE + self.SLACK
+        for process in processes:
+            process.communicate("\n", timeout=60)
+        assert [process.returncode for process in processes] == [0, 0]
+        assert sum(int(num_rows) for num_rows, _ in found) == pytest.approx(96, abs=4)
 
 
 SMALL_DISK = """
