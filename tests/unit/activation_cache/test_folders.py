@@ -6,6 +6,7 @@ import collections
 import re
 import shutil
 import stat
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -81,6 +82,30 @@ class TestCheckFolder:
         with pytest.raises(CacheError, match=f"^{re.escape(message)}$"):
             check_folder(root)
         assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system is asked in other ways")
+    def test_mounts_are_read_as_the_system_lists_them(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        far, near = tmp_path / "of the lab", tmp_path / "near"
+        far.mkdir()
+        near.mkdir()
+        mounts = [
+            "overlay / overlay rw,relatime,lowerdir=/l,upperdir=/u,workdir=/w 0 0",
+            "proc /proc proc rw,nosuid,nodev,noexec,relatime 0 0",
+            f"server:/export/lab {str(far).replace(' ', chr(92) + '040')} nfs4 rw,vers=4.2,addr=10.0.0.2 0 0",
+            f"/dev/nvme1n1p1 {near} ext4 rw,relatime 0 0",
+        ]
+        (tmp_path / "proc" / "self").mkdir(parents=True)
+        (tmp_path / "proc" / "self" / "mounts").write_text("\n".join(mounts) + "\n")
+        monkeypatch.setattr(psutil, "PROCFS_PATH", str(tmp_path / "proc"))
+        check_folder(near / "cache")
+        root = far / "cache"
+        message = (
+            f"activation_cache.dir: a network filesystem cannot hold the cache safely; got {str(root)!r}, which is on "
+            f"nfs4. Set activation_cache.dir to a folder on a local disk."
+        )
+        with pytest.raises(CacheError, match=f"^{re.escape(message)}$"):
+            check_folder(root)
+        assert list(far.iterdir()) == []
 
     @pytest.mark.parametrize(
         ("below", "problem"), [("file/cache", "Not a directory"), ("file", "File exists")], ids=["below", "is a file"]

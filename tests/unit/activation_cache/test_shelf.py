@@ -351,7 +351,10 @@ print(0 < cache.num_rows < 40, cache.stats.hits == cache.num_rows, cache.stats.m
 
 @pytest.mark.slow
 def test_a_small_filesystem(tmp_path: Path) -> None:
-    """The rows are never all stored, whether that is seen before or when it is full."""
+    """The rows are never all stored, whether that is seen before or when it is full.
+
+    Where nothing can be mounted, tests that limit the size of files show the latter.
+    """
     mount = f'mount -t tmpfs -o size=131072 tmpfs {tmp_path} && exec {sys.executable} -c "$1" {tmp_path}'
     enter = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
     attempt = f"unshare {' '.join(enter[1:-2])} mount -t tmpfs tmpfs {tmp_path}"
