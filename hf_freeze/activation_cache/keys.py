@@ -66,7 +66,7 @@ def row_keys(inputs: Mapping[str, Any]) -> torch.Tensor:
     lengths = row_lengths(inputs)
     width = inputs["attention_mask"].shape[1] if lengths is not None else 0
     header: list[str] = []
-    per_row: list[tuple[Any, int]] = []
+    per_row: list[tuple[bytes, int, int]] = []
     for name in sorted(inputs):
         value = inputs[name]
         if isinstance(value, torch.Tensor) and value.ndim > 0 and value.shape[0] == size:
@@ -78,15 +78,19 @@ def row_keys(inputs: Mapping[str, Any]) -> torch.Tensor:
             )
             header.append(f"{name}:{value.dtype}{tuple(value.shape[2 if is_padded else 1 :])};")
             rows = value.detach().reshape(size, -1).contiguous().view(torch.uint8).numpy()
-            per_row.append((rows, rows.shape[1] // width if is_padded and width else 0))
+            per_row.append((rows.tobytes(), rows.shape[1], rows.shape[1] // width if is_padded and width else 0))
         else:
             header.append(f"{name}={_spelled(value)};")
-    start = "".join(header).encode()
+    start = hashlib.blake2b("".join(header).encode(), digest_size=KEY_SIZE).digest()
     keys = bytearray()
     for row in range(size):
         length = lengths[row] if lengths is not None else width
-        keys += _hash(start, per_row, row, length)
-        keys += keys[-KEY_SIZE:] if length == width else _hash(start, per_row, row, width)
+        parts = [data[row * n : row * n + length * cell if cell else (row + 1) * n] for data, n, cell in per_row]
+        content = whole = _hash(start, length, parts)
+        if length < width:
+            padding = [data[row * n + length * cell : (row + 1) * n] for data, n, cell in per_row if cell]
+            whole = _hash(content, width, padding)
+        keys += content + whole
     return torch.frombuffer(keys, dtype=torch.uint8).view(size, 2 * KEY_SIZE)
 
 
@@ -99,17 +103,15 @@ def batch_size(inputs: Mapping[str, Any]) -> int:
     return next(int(v.shape[0]) for v in inputs.values() if isinstance(v, torch.Tensor) and v.ndim > 0)
 
 
-def _hash(header: bytes, per_row: Sequence[tuple[Any, int]], row: int, length: int) -> bytes:
-    """Returns the hash of the first positions of a row.
+def _hash(start: bytes, length: int, parts: Sequence[bytes]) -> bytes:
+    """Returns the hash of some parts of a row, behind what tells how they are to be read.
 
     Args:
-        header: What all rows of the batch have in common.
-        per_row: Arrays of bytes of shape (B, bytes), and how many bytes a position takes; 0 where all count.
-        row: Which row.
-        length: How many positions count.
+        start: A hash that comes first.
+        length: How many positions the parts reach to.
+        parts: Bytes whose number follows from the rest.
     """
-    parts = [values[row, : length * size] if size else values[row] for values, size in per_row]
-    content = b"".join((header, length.to_bytes(8, "little"), *parts))
+    content = b"".join((start, length.to_bytes(8, "little"), *parts))
     return hashlib.blake2b(content, digest_size=KEY_SIZE).digest()
 
 
