@@ -105,7 +105,7 @@ def step_lines(options: argparse.Namespace) -> list[str]:
     cold_percent = 100 * statistics.mean(cold.seconds) / statistics.mean(steps)
     step = 1e3 * statistics.median(steps)
     return [
-        f"Reading {size} reviews (`get_into`, digests checked).",
+        f"Reading {size} reviews (`get_into` zeros, digests checked).",
         f"A step of the oracle at k = {options.depth} takes {step:.1f} ms, the median of {options.rounds}.",
         "",
         *table_head(["page cache", "a batch: median (mean), ms", "of a step, %", "from the disk, MB a batch"]),
@@ -225,7 +225,7 @@ def evict(store: ActivationStore) -> None:
 def _read(
     store: ActivationStore, batch: Sequence[int], shape: tuple[int, ...], dtype: torch.dtype | None = None
 ) -> torch.Tensor:
-    out = torch.empty(shape, dtype=dtype)
+    out = torch.zeros(shape, dtype=dtype)
     found = store.get_into([key_of(row) for row in batch], out)
     if not all(found):
         sys.exit(f"{found.count(False)} of {len(batch)} rows were not found.")

@@ -5,14 +5,11 @@ Shapes: `B` batch, `L` sequence length of the batch, padding included, `H` hidde
 
 from __future__ import annotations
 
-import math
 import time
-import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed
 from torch.distributed.fsdp import FSDPModule
@@ -100,7 +97,6 @@ class PrefixOutputs:
         self._dtype = hidden.dtype
         self._inner = hidden.shape[2:]
         self._positions = hidden.shape[1] if hidden.ndim > 2 else 1
-        self._memory = Memory()
         self.position_bytes = self._inner.numel() * stored_dtype.itemsize
         self.runs_on_all = isinstance(replay.model, FSDPModule) and torch.distributed.is_initialized()
 
@@ -200,7 +196,8 @@ class PrefixOutputs:
 
     def _read(self, keyed: Mapping[str, Any], names: Sequence[bytes]) -> _Stored:
         if self.trims:
-            out = self._memory.take((*keyed["attention_mask"].shape, *self._inner), self.stored_dtype)
+            mask = keyed["attention_mask"]
+            out = torch.zeros((*mask.shape, *self._inner), dtype=self.stored_dtype)
             return _Stored(out, self.store.get_into(names, out))
         rows = self.store.get(names)
         like = next((row for row in rows if row is not None), None)
@@ -255,28 +252,6 @@ class PrefixOutputs:
         """Closes the stores; the next use opens them again."""
         for store in (self.store, *self.shallower.values()):
             store.close()
-
-
-class Memory:
-    """Memory for one batch after the other: new pages for each would take longer than reading rows into them."""
-
-    def __init__(self) -> None:
-        self._bytes = np.empty(0, np.uint8)
-        self._lent: Callable[[], object] = lambda: None
-
-    def take(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-        """Returns a tensor of any values: in the same memory as before, unless another tensor still lies there.
-
-        Args:
-            shape: Its shape.
-            dtype: Its dtype.
-        """
-        size = math.prod(shape) * dtype.itemsize
-        if size > len(self._bytes) or self._lent() is not None:
-            self._bytes = np.empty(size, np.uint8)
-        lent = self._bytes[:size]
-        self._lent = weakref.ref(lent)  # A tensor, and all its views, keep the array that they were made of.
-        return torch.from_numpy(lent).view(dtype).view(*shape)
 
 
 @dataclass(frozen=True)

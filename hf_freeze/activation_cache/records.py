@@ -10,10 +10,8 @@ import math
 import struct
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import xxhash
-from numpy.typing import NDArray
 
 from hf_freeze.errors import CacheError
 
@@ -52,7 +50,7 @@ def encode(key: bytes, tensor: torch.Tensor, dtype: torch.dtype | None = None) -
             f"Set activation_cache.dtype to one of these."
         )
     shape = tensor.shape
-    body = struct.pack(f"<BB{len(shape)}I", _CODES[tensor.dtype], len(shape), *shape) + byte_array(tensor).data
+    body = struct.pack(f"<BB{len(shape)}I", _CODES[tensor.dtype], len(shape), *shape) + byte_view(tensor)
     return _digest(key, body) + body
 
 
@@ -85,10 +83,10 @@ def to_tensor(record: Record) -> torch.Tensor:
     return torch.frombuffer(bytearray(record.values), dtype=record.dtype).reshape(record.shape)
 
 
-def byte_array(tensor: torch.Tensor) -> NDArray[np.uint8]:
+def byte_view(tensor: torch.Tensor) -> memoryview:
     """Returns the memory of a contiguous CPU tensor."""
-    array: NDArray[np.uint8] = tensor.reshape(-1).view(torch.uint8).numpy()
-    return array
+    view: memoryview = tensor.reshape(-1).view(torch.uint8).numpy().data
+    return view
 
 
 def dtype_name(dtype: torch.dtype) -> str:

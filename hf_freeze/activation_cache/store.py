@@ -19,7 +19,7 @@ import torch
 
 from hf_freeze.activation_cache.descriptions import Description, one_at_a_time
 from hf_freeze.activation_cache.environment import DAMAGE, SharedEnvironment, acquire, release
-from hf_freeze.activation_cache.records import Record, byte_array, decode, dtype_name, encode, to_tensor
+from hf_freeze.activation_cache.records import Record, byte_view, decode, dtype_name, encode, to_tensor
 
 logger = logging.getLogger(__name__)
 
@@ -112,20 +112,20 @@ class ActivationStore:
         return rows
 
     def get_into(self, keys: Sequence[bytes], out: torch.Tensor) -> list[bool]:
-        """Writes rows to those of a batch, zeros behind them, and returns for which keys it did.
+        """Writes rows to the beginnings of the rows of a batch, and returns for which keys it did.
 
         False stands for a row that is missing, or that does not fit: longer than `L`, or of another `H`.
 
         Args:
             keys: What the rows were put under, at most `B`.
-            out: A CPU tensor of shape (B, L, H).
+            out: A CPU tensor of shape (B, L, H), zeros where nothing will be written.
 
         Raises:
             CacheError: If the store cannot be opened, or belongs to the process that this one was forked from.
         """
         found = [False] * len(keys)
-        staged: dict[torch.dtype, tuple[torch.Tensor, list[int]]] = {}
-        direct = byte_array(out) if out.is_contiguous() else None
+        staged: dict[torch.dtype, tuple[torch.Tensor, list[tuple[int, int]]]] = {}
+        direct = byte_view(out) if out.is_contiguous() else None
         cell, (length, *inner) = math.prod(out.shape[2:]), out.shape[1:]
         for index, record in self._look_up(keys, self._find):
             if len(record.shape) != 1 + len(inner) or [*record.shape[1:]] != inner or record.shape[0] > length:
@@ -136,14 +136,14 @@ class ActivationStore:
             else:  # one conversion of whole rows at the end is faster than one for each
                 if record.dtype not in staged:
                     staged[record.dtype] = (torch.empty(out.shape, dtype=record.dtype), [])
-                staging, indices = staged[record.dtype]
-                indices.append(index)
-                view = byte_array(staging)
-            start, size = index * length * cell * record.dtype.itemsize, len(record.values)
-            view.data[start : start + size] = record.values
-            view[start + size : start + length * cell * record.dtype.itemsize] = 0
-        for staging, indices in staged.values():
-            out[indices] = staging[indices].to(out.dtype)
+                staging, written = staged[record.dtype]
+                written.append((index, record.shape[0]))
+                view = byte_view(staging)
+            start = index * length * cell * record.dtype.itemsize
+            view[start : start + len(record.values)] = record.values
+        for staging, written in staged.values():
+            for index, size in written:
+                out[index, :size].copy_(staging[index, :size])
         return found
 
     def has(self, keys: Sequence[bytes]) -> list[bool]:

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 from hf_freeze import ActivationCache, CacheError, freeze_model
-from hf_freeze.activation_cache.collator import KeyCollator, keyed_inputs
+from hf_freeze.activation_cache.collator import KeyCollator
 from hf_freeze.activation_cache.keys import KEYS
 from hf_freeze.activation_cache.stand_ins import EmbeddingStandIn, StandIn
-from tests.tiny import build, tiny_bart, tiny_batch, tiny_gpt2, tiny_llama, tiny_t5
+from tests.tiny import tiny_bart, tiny_batch, tiny_gpt2, tiny_llama, tiny_t5
 from tests.unit.activation_cache.examples import cache_of, collate, evaluate, frozen_bert, loader_of, rows_of, train
 
 DROPOUT = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
@@ -400,33 +400,6 @@ def test_a_model_that_rounds_otherwise_in_its_first_call_alone_is_served(
     cache = cache_of(model, tmp_path)
     assert cache.prepare(collate(ROWS)) is is_on
     assert (cache.reason is None) is is_on
-    cache.close()
-
-
-@pytest.mark.parametrize("is_held", [True, False])
-def test_memory_is_used_again_unless_what_a_model_returned_lies_there(tmp_path: Path, is_held: bool) -> None:
-    """With all blocks frozen, the last hidden states are those that were read."""
-    sizes = {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 32, "intermediate_size": 64}
-    model = freeze_model(build(AutoModel, "bert", vocab_size=99, **sizes), {"blocks": {"first": 2}}).eval()
-    batches = [keyed_inputs(collate(ROWS[start : start + 4], width=12), ("labels",)) for start in (0, 4, 8)]
-    cache = cache_of(model, tmp_path, enabled=True)
-    for batch in batches:
-        with torch.no_grad(), cache.serve(batch) as inputs:
-            model(**inputs)
-    held, addresses = [], set()
-    for batch in batches:
-        with torch.no_grad(), cache.serve(batch) as inputs:
-            hidden = model(**inputs).last_hidden_state
-        addresses.add(hidden.data_ptr())
-        held += [hidden] if is_held else []
-        del hidden
-    assert cache.stats.hits == cache.stats.misses == len(ROWS)
-    assert len(addresses) == (3 if is_held else 1)
-    for batch, found in zip(batches, held, strict=False):
-        with torch.no_grad():
-            expected = model(**batch).last_hidden_state
-        real = batch["attention_mask"].bool()
-        assert torch.allclose(found[real], expected[real], atol=1e-6)
     cache.close()
 
 
