@@ -10,8 +10,10 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Final
 
 import safetensors
 import safetensors.torch
@@ -31,6 +33,9 @@ from hf_freeze.training.delta import digest_of_all, write_delta
 from hf_freeze.training.record import TrainingRecord
 
 logger = logging.getLogger(__name__)
+
+_CARD: Final = "README.md"
+_STAGED: Final = "_adapters"  # where adapters are written, before they are moved to where they belong
 
 
 def save_adapted(
@@ -59,6 +64,24 @@ def save_adapted(
         if isinstance(merged, PreTrainedModel):
             merged.save_pretrained(folder)
         return
+    # The config is what makes a folder one of adapters: without it, a killed save leaves nothing that loads.
+    staged = folder / _STAGED
+    shutil.rmtree(staged, ignore_errors=True)  # What a killed save left behind.
+    staged.mkdir(parents=True)
+    if (folder / _CARD).exists():
+        shutil.copyfile(folder / _CARD, staged / _CARD)  # PEFT adds to a card that is there.
+    _write_adapted(model, modules, staged, state_dict)
+    for entry in sorted(staged.iterdir(), key=lambda entry: entry.name == CONFIG_NAME):
+        if entry.is_dir():  # adapters of another name than the default
+            shutil.copytree(entry, folder / entry.name, dirs_exist_ok=True)
+        else:
+            entry.replace(folder / entry.name)
+    shutil.rmtree(staged)
+
+
+def _write_adapted(
+    model: PeftModel, modules: tuple[str, ...], folder: Path, state_dict: Mapping[str, torch.Tensor] | None
+) -> None:
     model.save_pretrained(str(folder), state_dict=state_dict)
     if not modules:
         return

@@ -1,6 +1,6 @@
 """Trains in processes that are killed with SIGKILL while they save, and tells what was left and resumed from.
 
-`python -m tests.integration.killed_saves FOLDER KILLS` writes FOLDER/told.json. Processes are forked, so that the
+`python -m tests.integration.killed_saves FOLDER KILLS CHECKPOINTS` writes FOLDER/told.json. Processes are forked, so that the
 libraries are imported once.
 """
 
@@ -29,6 +29,7 @@ class TellingTrainer(FreezeTrainer):
     """Writes a line to a pipe where it begins and ends, resumes, and begins to save and has saved."""
 
     pipe: int
+    checkpoints = "small"
 
     def tell(self, **event: Any) -> None:
         """Writes one event."""
@@ -49,7 +50,8 @@ def train(folder: Path, pipe: int, num_steps: int, *, resume: bool) -> None:
     """Trains to the end, saving at every step, and tells the digest of every parameter."""
     model = tiny_bert(vocab_size=9_000, hidden_dropout_prob=0.1)  # Large enough for a save to take a while.
     args = arguments(folder, max_steps=num_steps, save_strategy="steps", save_steps=1, save_total_limit=3)
-    trainer = TellingTrainer(model, args, train_dataset=rows(), freeze=FREEZE)
+    save = {"checkpoints": TellingTrainer.checkpoints}
+    trainer = TellingTrainer(model, args, train_dataset=rows(), freeze=FREEZE, save=save)
     trainer.pipe = pipe
     trainer.train(resume_from_checkpoint=resume)
     trainer.tell(ended={name: tensor_digest(parameter) for name, parameter in trainer.model.named_parameters()})
@@ -132,4 +134,5 @@ def main(folder: Path, kills: int) -> None:
 
 
 if __name__ == "__main__":
+    TellingTrainer.checkpoints = sys.argv[3]
     main(Path(sys.argv[1]), int(sys.argv[2]))

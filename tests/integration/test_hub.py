@@ -177,6 +177,14 @@ def test_push_takes_what_is_needed_and_replaces_what_was_there(hub: Hub, model: 
     ]
 
 
+def test_push_makes_a_private_repo_and_a_branch_where_that_is_asked_for(hub: Hub, model: Path, tmp_path: Path) -> None:
+    done = hub_client.command(hub, tmp_path / "home", "push", model, "reader/other", "--private", "--revision", "v1")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert hub.repos["reader/other"].private
+    assert hub.files("reader/other", "v1") == contents(model)
+    assert hub.files("reader/other") == {}
+
+
 def test_what_the_hub_refuses_is_said_and_the_run_stays_as_it_was(hub: Hub, model: Path, tmp_path: Path) -> None:
     before = contents(model)
     hub.repos["reader/model"] = Repo()

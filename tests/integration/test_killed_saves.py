@@ -13,9 +13,16 @@ import pytest
 from tests.conftest import REPOSITORY
 
 
-@pytest.mark.parametrize("kills", [5, pytest.param(20, marks=pytest.mark.slow)])
-def test_the_newest_complete_checkpoint_resumes_every_time(tmp_path: Path, kills: int) -> None:
-    command = [sys.executable, "-m", "tests.integration.killed_saves", str(tmp_path), str(kills)]
+@pytest.mark.parametrize(
+    ("kills", "checkpoints"),
+    [
+        (5, "small"),
+        pytest.param(20, "small", marks=pytest.mark.slow),
+        pytest.param(20, "full", marks=pytest.mark.slow),
+    ],
+)
+def test_the_newest_complete_checkpoint_resumes_every_time(tmp_path: Path, kills: int, checkpoints: str) -> None:
+    command = [sys.executable, "-m", "tests.integration.killed_saves", str(tmp_path), str(kills), checkpoints]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
