@@ -1,7 +1,7 @@
 """Trains in processes that are killed with SIGKILL while they save, and tells what was left and resumed from.
 
-`python -m tests.integration.killed_saves FOLDER KILLS CHECKPOINTS` writes FOLDER/told.json. Processes are forked, so that the
-libraries are imported once.
+`python -m tests.integration.killed_saves FOLDER KILLS CHECKPOINTS` writes FOLDER/told.json. Processes are forked, so
+that the libraries are imported once.
 """
 
 from __future__ import annotations
