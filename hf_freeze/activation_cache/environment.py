@@ -73,7 +73,6 @@ class SharedEnvironment:
 
     def _open(self) -> None:
         self._touched = time.monotonic()
-        self.folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with one_at_a_time(self.folder.parent):
             self._description = _prepare_folder(self.folder, self._description)
             mark = mark_in_use(self.folder)
@@ -155,7 +154,7 @@ class SharedEnvironment:
         Args:
             problem: What was found to be wrong.
         """
-        with self._lock, one_at_a_time(self.folder.parent):
+        with one_at_a_time(self.folder.parent), self._lock:
             self.check_process()
             self._lmdb.close()
             if not self.is_replaced:
@@ -220,22 +219,23 @@ def acquire(folder: Path, description: Description) -> SharedEnvironment:
         CacheError: If the environment cannot be opened, or was opened before this process was forked.
     """
     folder = folder.resolve()
-    with _registry_lock:
-        shared = _open_environments.get(folder)
-        if shared is not None:
-            shared.check_process()
-        try:
+    try:
+        folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # In this order everywhere: the folder of all stores, the register, the store. Or threads wait in vain.
+        with one_at_a_time(folder.parent), _registry_lock:
+            shared = _open_environments.get(folder)
             if shared is None:
                 shared = _open_environments[folder] = SharedEnvironment(folder, description)
-            elif shared.is_replaced:
+            shared.check_process()
+            if shared.is_replaced:
                 shared.reopen()
-        except (lmdb.Error, OSError) as error:
-            raise CacheError(
-                f"activation_cache.dir: cannot open the store of this folder; got {str(folder)!r} ({error}). "
-                f"Set activation_cache.dir to a folder on a local disk that can be written."
-            ) from error
-        shared.references += 1
-        return shared
+            shared.references += 1
+            return shared
+    except (lmdb.Error, OSError) as error:
+        raise CacheError(
+            f"activation_cache.dir: cannot open the store of this folder; got {str(folder)!r} ({error}). Set "
+            f"activation_cache.dir to a folder on a local disk that can be written."
+        ) from error
 
 
 def release(shared: SharedEnvironment) -> None:

@@ -39,7 +39,7 @@ class Task:
         cache: The `activation_cache` section.
         num_rows: How many rows it trains on.
         num_steps: Optimizer steps.
-        killed_after: Seconds until it is killed, or None.
+        killed_after: Seconds until it is killed, after the store has changed for the first time, or None.
         bytes_at_once: How many bytes building stores at once, or None for as many as it does by itself.
         max_file_size: How large a file may become, in bytes, or None.
     """
@@ -138,16 +138,23 @@ def _start(task: Task) -> int:
 def _end(task: Task, child: int, started: float) -> int:
     """Waits for a process, kills it when its time has come, and returns its exit code."""
     if task.killed_after is not None:
-        time.sleep(max(0.0, started + task.killed_after - time.monotonic()))
+        _wait_until_stored(Path(task.cache["dir"]), since=started)
+        time.sleep(task.killed_after)
         os.kill(child, signal.SIGKILL)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def _wait_until_stored(root: Path, *, since: float) -> None:
+    """Waits until the file of a store has changed; longer than anything takes it does not wait."""
+    while time.time() < since + 100 and not any(path.stat().st_mtime > since for path in root.rglob("data.mdb")):
+        time.sleep(0.01)
 
 
 def main() -> None:
     """Carries out what the input says."""
     for line in sys.stdin:
         tasks = [Task(**entry) for entry in json.loads(line)]
-        started = time.monotonic()
+        started = time.time()
         children = [(task, _start(task)) for task in tasks]
         codes = [_end(task, child, started) for task, child in children]
         sys.stdout.write(f"{json.dumps(codes)}\n")

@@ -193,6 +193,33 @@ def test_a_store_that_another_process_has_open_is_not_removed(tmp_path: Path) ->
     assert list_stores(tmp_path) == []
 
 
+def test_threads_that_open_fill_and_prune_do_not_wait_for_each_other_in_vain(tmp_path: Path) -> None:
+    code = """
+import faulthandler
+import threading
+from hf_freeze.activation_cache.housekeeping import prune
+
+faulthandler.dump_traceback_later(60, exit=True)
+
+def open_and_fill():
+    for number in range(300):
+        other = ActivationStore(root, f"{number % 2:032x}", max_size=1 << 30)
+        put(other, [number])
+        other.close()
+
+def measure_all():
+    while any(thread.is_alive() for thread in threads):
+        prune(root, max_size=1 << 30, expire_after=None)
+
+threads = [threading.Thread(target=open_and_fill) for _ in range(2)]
+for thread in threads:
+    thread.start()
+measure_all()
+print("done")
+"""
+    assert run_python(code, tmp_path) == "done\n"
+
+
 def test_opening_while_another_process_writes_finds_no_damage(tmp_path: Path) -> None:
     code = """
 print("ready", flush=True)

@@ -99,7 +99,7 @@ class Slow(torch.utils.data.Dataset[dict[str, Any]]):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        time.sleep(0.02)
+        time.sleep(0.1)
         self.fetched.append(index)
         return dict(self.rows[index])
 
