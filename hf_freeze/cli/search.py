@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from hf_freeze.cli.terminal import new_console, new_grid, print_grid, print_lines
@@ -29,9 +29,10 @@ def shown_progress(metric: str) -> Iterator[Callable[[SearchProgress], None]]:
         metric: What plans are compared by.
     """
     console = Console(stderr=True, highlight=False, markup=False, emoji=False)
-    columns = (BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f} trials"), TimeElapsedColumn())
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("trials"), TimeElapsedColumn())
     bar = Progress(*columns, TextColumn("{task.description}"), console=console, disable=not console.is_terminal)
     said: set[int] = set()
+    reasons: dict[str | None, int] = {}
     with bar:
         task = bar.add_task("", total=None)
 
@@ -39,7 +40,8 @@ def shown_progress(metric: str) -> Iterator[Callable[[SearchProgress], None]]:
             ended = [trial for trial in progress.trials if trial.is_finished]
             for trial in ended:
                 if trial.number not in said:
-                    console.print(trial_line(trial, metric), soft_wrap=True)
+                    first = reasons.setdefault(trial.error, trial.number)
+                    console.print(trial_line(trial, metric, first_failed=first), soft_wrap=True)
             said.update(trial.number for trial in ended)
             total = len(progress.trials) + progress.num_left
             bar.update(task, completed=len(ended), total=total, description=state_line(progress, metric))
@@ -47,17 +49,18 @@ def shown_progress(metric: str) -> Iterator[Callable[[SearchProgress], None]]:
         yield watch
 
 
-def trial_line(trial: Trial, metric: str) -> str:
-    """Returns what there is to say about a trial that ended.
+def trial_line(trial: Trial, metric: str, *, first_failed: int) -> str:
+    """Returns what there is to say about a trial that ended; why trials failed is said once.
 
     Args:
         trial: The trial.
         metric: What plans are compared by.
+        first_failed: The number of the first trial that failed for the same reason, where this one failed.
     """
     plan = ", ".join(f"{name} {choice}" for name, choice in trial.point.items())
     start = f"trial {trial.number}: {plan}: {trial.state}"
     if trial.outcome is None:
-        return f"{start}: {trial.error}"
+        return f"{start}: {trial.error}" if first_failed == trial.number else f"{start}, as trial {first_failed} did"
     return f"{start}, {metric} {trial.outcome.metrics[metric]:.4f}, {trial.outcome.seconds:.1f} s"
 
 
@@ -92,7 +95,7 @@ def print_answer(answer: Answer) -> None:
         grid.add_row(*map(Text, row))
     print_grid(console, grid)
     marks = "* no other complete trial is as good and as cheap; > recommended."
-    print_lines(console, *((marks, "") if answer.front else ()), *answer.sentences)
+    print_lines(console, *((marks, answer.memory, "") if answer.front else ()), *answer.sentences)
     if answer.confirmations:
         grid = new_grid("On the test rows, means over the seeds", *answer.confirmation_head, numbers=5)
         for row in answer.confirmation_rows:

@@ -59,7 +59,7 @@ class Answer:
     def head(self) -> tuple[str, ...]:
         """The columns of the table of trials; the last five hold numbers."""
         names = (axis.name for axis in self.axes)
-        return ("", "trial", *names, "state", self.section.metric, "seconds", "memory, MiB", "trainable", "evaluations")
+        return ("", "trial", *names, "state", self.section.metric, "seconds", "peak MiB", "trainable", "evaluations")
 
     @property
     def rows(self) -> list[tuple[str, ...]]:
@@ -89,10 +89,20 @@ class Answer:
         return (mark, str(trial.number), *values, trial.state, *numbers)
 
     @property
+    def memory(self) -> str:
+        """What the column of memory holds."""
+        if any(trial.outcome is not None and trial.outcome.on_gpu for trial in self.trials):
+            return "peak MiB: the most GPU memory that was held while a plan trained, measured."
+        return (
+            "peak MiB: the most memory that the process held while a plan trained, measured; Python and its libraries "
+            "are in it, mapped files are not."
+        )
+
+    @property
     def confirmation_head(self) -> tuple[str, ...]:
         """The columns of the table of test results; all but the first hold numbers."""
         name = f"test_{self.section.metric.removeprefix('eval_')}"
-        return ("plan", name, "standard error", "seconds", "memory, MiB", "trainable")
+        return ("plan", name, "standard error", "seconds", "peak MiB", "trainable")
 
     @property
     def confirmation_rows(self) -> list[tuple[str, ...]]:
@@ -168,6 +178,7 @@ def write_answer(answer: Answer, folder: Path, plan: str | None) -> Answer:
         *_table(answer.head, answer.rows),
         "",
         "`*`: no other complete trial is as good and as cheap. `>`: recommended.",
+        answer.memory,
         "",
         *(line for sentence in answer.sentences for line in (sentence, "")),
     ]

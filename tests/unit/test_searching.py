@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from ruamel.yaml import YAML
 from typer.testing import CliRunner, Result
 
@@ -19,7 +21,9 @@ from hf_freeze.config import load_config, override
 from hf_freeze.insight.answer import Answer
 from hf_freeze.run import Run
 from hf_freeze.run.searching import search
+from hf_freeze.run.trials import PeakMemory
 from tests import tiny_run
+from tests.tiny import tiny_bert, tiny_tokenizer
 
 LORA = {"peft_type": "LORA", "r": 2, "target_modules": ["query"]}
 
@@ -116,6 +120,11 @@ class TestAnswer:
         report = (out / "search.md").read_text()
         assert all(sentence in report for sentence in answer.sentences)
         assert report.count("| complete |") == 3
+        assert "| peak MiB | trainable | evaluations |" in report
+        assert (
+            "peak MiB: the most memory that the process held while a plan trained, measured; Python and its libraries "
+            "are in it, mapped files are not.\n"
+        ) in report
 
     def test_the_cache_is_deepened_and_not_built_anew(self, answer: Answer, config: Path) -> None:
         from hf_freeze.activation_cache.housekeeping import list_stores
@@ -196,6 +205,33 @@ class TestRefusals:
         result = call("search", write_config(tmp_path / "x", {"depths": [3]}, splits=splits))
         assert (result.exit_code, result.stderr.splitlines(keepends=True)[-1]) == (2, expected)
 
+    def test_where_every_trial_fails_the_first_error_is_told_and_the_command_ends_with_2(self, tmp_path: Path) -> None:
+        """A model whose pooler is broken, in a process of its own; also where nothing is left to try."""
+        broken = tiny_bert()
+        torch.nn.init.constant_(broken.bert.pooler.dense.weight, math.nan)
+        broken.save_pretrained(tmp_path / "model")
+        tiny_tokenizer(tiny_run.TEXTS).save_pretrained(tmp_path / "model")
+        (tmp_path / "x").mkdir()
+        section = {"depths": [3, 4], "metric": "loss", "direction": "minimize"}
+        path = write_config(tmp_path / "x", section)
+        command = [sys.executable, "-c", "from hf_freeze.cli import main; main()", "search", str(path)]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        first, second = [line for line in result.stderr.splitlines() if line.startswith("trial ")]
+        plan = first.removeprefix("trial 0: ").partition(": ")[0]
+        assert first == f"trial 0: {plan}: failed: eval_loss is nan after evaluation 1"
+        assert second.endswith(": failed, as trial 0 did")
+        expected = (
+            f"search: every one of the 2 trials failed; got first, with {plan}: eval_loss is nan after evaluation 1\n"
+            "There is nothing to choose from. Mend what it says, and name a new file in search.study.\n"
+        )
+        assert result.returncode == 2
+        assert result.stderr.endswith(expected)
+        assert "Traceback" not in result.stderr
+        again = call("search", path)
+        assert (again.exit_code, again.stdout) == (2, "")
+        assert again.stderr.endswith(expected)
+        assert not (tmp_path / "x" / "out" / "search.md").exists()
+
     def test_a_missing_package_is_told_with_the_extra(
         self, config: Path, answer: Answer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -251,6 +287,21 @@ def test_a_command_that_is_killed_goes_on_where_it_was(folder: Path, tmp_path: P
     found = search(load_config(path))
     assert [trial.state for trial in found.trials] == ["complete"] * 8
     assert len({tuple(trial.point.items()) for trial in found.trials}) == 8
+
+
+def test_a_trial_has_a_peak_of_memory_of_its_own() -> None:
+    with PeakMemory(torch.device("cpu")) as before:
+        pass
+    wanted = before.peak + (48 << 20)
+    with PeakMemory(torch.device("cpu")) as dear:
+        held = torch.ones(64 << 20, dtype=torch.uint8)
+        for _ in range(1000):  # The thread that looks may have to wait for a processor.
+            if dear.peak < wanted:
+                time.sleep(0.01)
+        del held
+    with PeakMemory(torch.device("cpu")) as after:
+        pass
+    assert dear.peak >= wanted > after.peak
 
 
 def test_schedules_are_searched_and_one_is_recommended(folder: Path) -> None:

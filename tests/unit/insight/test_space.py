@@ -82,7 +82,11 @@ def test_every_axis_that_names_no_key_and_every_value_that_does_not_fit_is_told(
         "search.axes: trainin: unknown key",
         "search.axes: training.seed: does not fit TrainingArguments",
     ]
-    assert lines[1].endswith("Did you mean 'training'?")
+    assert lines[1] == (
+        "search.axes: trainin: unknown key; got {'seed': 1}. Known keys: activation_cache, adapters, "
+        "allow_changed_plan, data, freeze, lr_multipliers, metrics, model, monitor, save, schedule, search, training. "
+        "Did you mean 'training'?"
+    )
 
 
 def test_schedules_are_an_axis_and_keep_no_option_of_the_one_in_the_config() -> None:

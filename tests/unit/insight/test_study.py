@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import signal
@@ -9,9 +10,10 @@ import sqlite3
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,8 @@ from hf_freeze.insight import study as study_module
 from hf_freeze.insight.space import DEPTH, Axis, Point, Space
 from tests.conftest import REPOSITORY
 from tests.unit.insight.cheap_search import main, open_study, outcome, section, space
+
+NOBODY = 65534
 
 
 def start(path: Path, log: Path, *, seconds: float, trials: int = 12) -> subprocess.Popen[bytes]:
@@ -38,6 +42,19 @@ def wait_for(log: Path, text: str) -> None:
 
 def ended(log: Path) -> Counter[str]:
     return Counter(line.removeprefix("ends ") for line in log.read_text().splitlines() if line.startswith("ends "))
+
+
+@contextlib.contextmanager
+def as_nobody() -> Iterator[None]:
+    """Has root give up its rights, since it may write anything."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.setresuid(NOBODY, NOBODY, 0)
+    try:
+        yield
+    finally:
+        os.setresuid(0, 0, 0)
 
 
 class TestProcesses:
@@ -314,13 +331,16 @@ class TestRefusals:
         )
         assert path.read_text().startswith("name,age")
 
-    @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anything")
-    def test_a_study_that_cannot_be_written_is_refused(self, tmp_path: Path) -> None:
-        path = tmp_path / "study.db"
-        open_study(path, space(2), section()).close()
-        path.chmod(0o400)
-        with pytest.raises(SearchError) as caught:
-            open_study(path, space(2), section())
+    def test_a_study_that_cannot_be_written_is_refused(self) -> None:
+        # Not in tmp_path: nobody may look into the folders of root.
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "study.db"
+            open_study(path, space(2), section()).close()
+            for each in (path, path.with_name("study.db.lock")):
+                each.chmod(0o444)
+            Path(folder).chmod(0o555)
+            with as_nobody(), pytest.raises(SearchError) as caught:
+                open_study(path, space(2), section())
         assert str(caught.value) == (
             f"search.study: this study cannot be written; got {str(path)!r}. Each trial is noted there. Make the file "
             "and its folder writable, or name another file."
