@@ -114,9 +114,9 @@ def test_differences_are_paired_and_have_students_interval(tmp_path: Path) -> No
     )
     text = balance_report.report(record, tuning_seed=0)
     error = 100 * math.sqrt(sum((each - 0.80) ** 2 for each in (0.80, 0.82, 0.78, 0.81, 0.79)) / 4 / 5)
-    assert f"| full | 2e-4 | 80.0 ± {error:.1f} |  |" in text
+    assert f"| full | 1e-4 | 80.0 ± {error:.1f} |  |" in text
     # The differences are 1, 2, 1, 1 and 0 points; the standard error of their mean is 1 / sqrt(10), and t is 2.776.
-    assert "| cached | 5e-4 | 81.0 ± 0.9 | +1.0 [+0.1, +1.9] |" in text
+    assert "| cached | 1e-3 | 81.0 ± 0.9 | +1.0 [+0.1, +1.9] |" in text
     assert "| LoRA on top |" not in text.partition("## Accuracy")[2]
     assert "LoRA on top (2)" in text
     assert "### 2,000 training rows" not in text
