@@ -234,6 +234,10 @@ class SearchStudy:
                 continue
             if not self._claims.claim_trial(number):
                 continue
+            # A process gives a trial back once it has told what it gave: it may have done so since the list was read.
+            if self._study.get_trials(deepcopy=False)[number].state != TrialState.RUNNING:
+                self._claims.release_trial(number)
+                continue
             point = _point(found)
             is_lost = _ERROR not in found.user_attrs and len(point) == len(self.space.axes)
             if is_lost and number not in again:

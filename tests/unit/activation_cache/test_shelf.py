@@ -321,11 +321,13 @@ class TestStoresThatAreFilledAtOnce:
             )
             for name in ("one", "other")
         ]
-        assert [process.stdout.readline() for process in processes] == ["open\n", "open\n"]  # type: ignore[union-attr]
-        for process in processes:
-            process.stdin.write("\n")  # type: ignore[union-attr]
-            process.stdin.flush()  # type: ignore[union-attr]
-        found = [process.stdout.readline().split() for process in processes]  # type: ignore[union-attr]
+        pipes = [(process.stdin, process.stdout) for process in processes]
+        assert [told.readline() for _, told in pipes if told] == ["open\n", "open\n"]
+        for asked, _ in pipes:
+            assert asked is not None
+            asked.write("\n")
+            asked.flush()
+        found = [told.readline().split() for _, told in pipes if told]
         assert 3.8 * MEGABYTE < size_of(tmp_path) <= 4 * MEGABYTE + self.SLACK
         for process in processes:
             process.communicate("\n", timeout=60)

@@ -98,6 +98,28 @@ class TestProcesses:
         assert [trial.state for trial in study.trials] == ["running"]
         study.close()
 
+    def test_a_trial_that_ends_while_others_look_is_not_taken_for_killed(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path, log = tmp_path / "study.db", tmp_path / "log"
+        process = start(path, log, seconds=2, trials=1)
+        wait_for(log, "begins")
+        study = open_study(path, space(4, 3), section(trials=1, pruner="none"))
+        claim = study._claims.claim_trial
+
+        def claim_after_its_end(number: int) -> bool:
+            deadline = time.monotonic() + 60
+            while not claim(number):
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            return True
+
+        monkeypatch.setattr(study._claims, "claim_trial", claim_after_its_end)
+        assert study.ask() is None
+        assert [trial.state for trial in study.trials] == ["complete"]
+        study.close()
+        assert process.wait(timeout=60) == 0
+
 
 class TestBudget:
     def test_trials_end_with_the_plans(self, tmp_path: Path) -> None:
