@@ -34,12 +34,13 @@ from benchmarks.contenders import (
     CACHED,
     FROZEN_LOOP,
     FULL,
+    MODEL_IN_TRAINER,
     ORACLE,
     ORACLE_IN_TRAINER,
     Features,
     Oracle,
     Reviews,
-    make_suffix_trainer,
+    make_feature_trainer,
     make_trainer,
     require_cache,
     training_arguments,
@@ -48,8 +49,16 @@ from benchmarks.pacing import Gate, Training, estimate, interleave, machine, ste
 from benchmarks.reviews import load_minilm, review_rows
 
 TRAINERS = (FROZEN_LOOP, FULL, CACHED)
-CONTENDERS = (*TRAINERS, ORACLE, ORACLE_IN_TRAINER)
-RATIOS = ((FROZEN_LOOP, CACHED), (FULL, CACHED), (CACHED, ORACLE), (CACHED, ORACLE_IN_TRAINER))
+ON_FEATURES = (ORACLE_IN_TRAINER, MODEL_IN_TRAINER)
+CONTENDERS = (*TRAINERS, ORACLE, *ON_FEATURES)
+RATIOS = (
+    (FROZEN_LOOP, CACHED),
+    (FULL, CACHED),
+    (CACHED, ORACLE),
+    (CACHED, ORACLE_IN_TRAINER),
+    (CACHED, MODEL_IN_TRAINER),
+    (MODEL_IN_TRAINER, ORACLE),
+)
 
 
 def measure_steps(
@@ -93,8 +102,8 @@ def measure_steps(
                 max_steps=num_steps,
                 train_sampling_strategy="sequential",
             )
-            if contender == ORACLE_IN_TRAINER:
-                trainer = make_suffix_trainer(reviews, features(), args, depth=depth, callbacks=[gate])
+            if contender in ON_FEATURES:
+                trainer = make_feature_trainer(contender, reviews, features(), args, depth=depth, callbacks=[gate])
             else:
                 trainer = make_trainer(contender, reviews, args, depth=depth, cache=cache, callbacks=[gate])
             cached += [trainer] if contender == CACHED else []

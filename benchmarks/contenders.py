@@ -10,6 +10,8 @@
   with dropout on, and updates with the same AdamW. There is no clipping, no scheduler, no logging, and the loss is
   never read: what PyTorch alone takes for this work.
 - `oracle in Trainer`: the same modules and features in a plain `Trainer`, which shows what its loop adds to the oracle.
+- `model in Trainer`: the same with the model's own forward pass around these modules, on padded features with their
+  attention mask. What the activation cache takes beyond this is its own: fetching and padding rows, keys, reading.
 
 Shapes: `B` batch, `L` sequence, `H` hidden, `l` length of a row.
 """
@@ -42,7 +44,7 @@ from benchmarks.pacing import Gate
 from hf_freeze import FreezeTrainer
 
 FROZEN_LOOP, FULL, CACHED = "frozen loop", "full", "cached"
-ORACLE, ORACLE_IN_TRAINER = "oracle", "oracle in Trainer"
+ORACLE, ORACLE_IN_TRAINER, MODEL_IN_TRAINER = "oracle", "oracle in Trainer", "model in Trainer"
 LEARNING_RATE = 2e-4
 WEIGHT_DECAY = 0.01
 FEATURE_BATCH_SIZE = 64
@@ -207,6 +209,31 @@ class Suffix(nn.Module):
         return {"logits": logits} if labels is None else {"loss": cross_entropy(logits, labels), "logits": logits}
 
 
+class PassOn(nn.Module):
+    """Stands in for the embeddings and the blocks of the prefix: returns what they made."""
+
+    def forward(self, inputs_embeds: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        """Returns its input.
+
+        Args:
+            inputs_embeds: The output of the prefix, of shape (B, L, H).
+            kwargs: What embeddings are called with besides.
+        """
+        return inputs_embeds
+
+
+def behind_prefix(model: Any, depth: int) -> Any:
+    """Takes the prefix out of a model, which is called with `inputs_embeds` from then on.
+
+    Args:
+        model: A BERT with a head.
+        depth: k, how many blocks are left out.
+    """
+    model.bert.embeddings = PassOn()
+    model.bert.encoder.layer = model.bert.encoder.layer[depth:]
+    return model
+
+
 class Features:
     """The output of the prefix for every training row, held in memory: a dataset of row numbers, and its collator.
 
@@ -238,6 +265,18 @@ class Features:
         if self._needs_mask and min(lengths) < width:
             batch["mask"] = (torch.arange(width) < torch.tensor(lengths)[:, None])[:, None, None, :]
         return batch
+
+    def collate_for_model(self, rows: Sequence[int]) -> dict[str, torch.Tensor]:
+        """Returns the batch of some rows as a model is called with it: with the attention mask of shape (B, L).
+
+        Args:
+            rows: Their numbers.
+        """
+        outputs = [self.outputs[row] for row in rows]
+        hidden = pad_sequence(outputs, batch_first=True)
+        lengths = torch.tensor([len(row) for row in outputs])
+        mask = (torch.arange(hidden.shape[1]) < lengths[:, None]).long()
+        return {"inputs_embeds": hidden, "attention_mask": mask, "labels": self._labels[rows]}
 
 
 class Oracle:
@@ -282,24 +321,33 @@ class Oracle:
         self._optimizer.zero_grad()
 
 
-def make_suffix_trainer(
-    reviews: Reviews, features: Features, args: TrainingArguments, *, depth: int, callbacks: Sequence[TrainerCallback]
+def make_feature_trainer(
+    contender: str,
+    reviews: Reviews,
+    features: Features,
+    args: TrainingArguments,
+    *,
+    depth: int,
+    callbacks: Sequence[TrainerCallback],
 ) -> Trainer:
-    """Makes a plain Trainer of the suffix alone, on features held in memory.
+    """Makes a plain Trainer of what lies behind the prefix, on features held in memory.
 
     Args:
-        reviews: The model.
+        contender: `ORACLE_IN_TRAINER` or `MODEL_IN_TRAINER`.
+        reviews: The model and the rows.
         features: Of its rows.
         args: How it trains.
         depth: k, how many blocks are left out.
         callbacks: Given to the trainer.
     """
     args.remove_unused_columns = False
+    model = copy.deepcopy(reviews.model)
+    is_bare = contender == ORACLE_IN_TRAINER
     trainer = Trainer(
-        Suffix(copy.deepcopy(reviews.model), depth),
+        Suffix(model, depth) if is_bare else behind_prefix(model, depth),
         args,
         train_dataset=features,
-        data_collator=features.collate,
+        data_collator=features.collate if is_bare else features.collate_for_model,
         callbacks=list(callbacks),
     )
     trainer.remove_callback(PrinterCallback)
