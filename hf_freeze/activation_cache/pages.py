@@ -1,9 +1,9 @@
 """Whether LMDB can read and write a file without harm, told from the pages of its index before LMDB follows them.
 
 LMDB and its bindings believe what these pages say. They look at a node that begins behind the end of its page, and at
-3 GB of a row of 40 KB; behind the end of the file that is a SIGBUS. They write to a page that is said to be free. The
-rows themselves are not read here, as each has a digest. The layout is that of LMDB 0.9 (`mdb.c`: MDB_page, MDB_meta,
-MDB_db, MDB_node, MDB_IDL).
+3 GB of a row of 40 KB; behind the end of the file that is a SIGBUS. They write to a page that is said to be free, and
+end the process over keys that are said to be ordered otherwise. The rows themselves are not read here, as each has a
+digest. The layout is that of LMDB 0.9 (`mdb.c`: MDB_page, MDB_meta, MDB_db, MDB_node, MDB_IDL).
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ _MAGIC, _VERSION = 0xBEEFC0DE, 1
 _META = struct.Struct("=16x II 16x")
 _TREE = struct.Struct("=I HH 24x QQ")
 _ROWS_TREE, _FREE_TREE = 88, 40
+# How the keys of each are ordered: as bytes and, those of free pages, as whole numbers.
+_FLAGS = {_ROWS_TREE: 0, _FREE_TREE: 8}
 _META_END = struct.Struct("=QQ")
 _META_SIZE = 136 + _META_END.size
 _NO_PAGE = (1 << 64) - 1
@@ -102,7 +104,9 @@ def _problems(file: BinaryIO, size: int) -> Iterator[str]:
         yield f"{missing} bytes are missing at its end"
     pages = _Pages(file, page_size, last_page)
     for place in (_ROWS_TREE, _FREE_TREE):
-        _, _, depth, num_nodes, root = _TREE.unpack_from(meta, place)
+        _, flags, depth, num_nodes, root = _TREE.unpack_from(meta, place)
+        if flags != _FLAGS[place]:
+            yield f"its keys are said to be of kind {flags}"
         yield from _tree_problems(pages, root, depth, num_nodes, lists_free_pages=place == _FREE_TREE)
 
 

@@ -135,6 +135,22 @@ def test_a_file_that_says_it_is_of_an_unknown_engine_is_discarded(folder: Path, 
     assert result == ["0", "120", "0", "True"]
 
 
+@pytest.mark.parametrize("tree", [40, 88], ids=["free pages", "rows"])
+@pytest.mark.parametrize("bit", range(4))  # LMDB itself refuses the others
+def test_a_file_whose_keys_are_said_to_be_ordered_otherwise_is_discarded(
+    folder: Path, tree: int, bit: int, read_and_heal: Reader
+) -> None:
+    data = folder / "data.mdb"
+    content = bytearray(data.read_bytes())
+    newest = max((0, 4096), key=lambda page: int.from_bytes(content[page + 144 : page + 152], "little"))
+    content[newest + tree + 4] ^= 1 << bit
+    data.write_bytes(content)
+    warnings, result = read_and_heal()
+    problem = f"its keys are said to be of kind {content[newest + tree + 4]}"
+    assert warnings == [f"activation_cache: {data} is damaged ({problem}). Its rows are discarded and computed again."]
+    assert result == ["0", "120", "0", "True"]
+
+
 def test_a_flipped_bit_in_a_row_costs_that_row(folder: Path, read_and_heal: Reader) -> None:
     data = folder / "data.mdb"
     content = bytearray(data.read_bytes())
