@@ -34,7 +34,8 @@ from hf_freeze.activation_cache.store import ActivationStore
 
 NUM_DROPPED = 5
 COLUMNS = (
-    *("rows", "file, GB", "file, bytes a row", "writing, µs a row", "opening, s"),
+    *("rows", "file, GB", "file, bytes a row", "writing, µs a row"),
+    *("the same to plain files, µs a row", "opening, s"),
     *("cold batch: median (mean), ms", "from the disk, MB a batch", "warm batch: median (mean), ms"),
     "anonymous memory since the start, MB",
 )
@@ -139,7 +140,7 @@ def growth_lines(options: argparse.Namespace) -> list[str]:
         for size in sizes:
             print(f"growing to {size} rows", file=sys.stderr)
             seconds = _write(store, base, written, size)
-            per_row = 1e6 * seconds / (size - written)
+            per_row = [1e6 * each / (size - written) for each in seconds]
             written = size
             lines.append(_growth_row(store, written, per_row, start, base, draw, options))
         store.close()
@@ -149,7 +150,7 @@ def growth_lines(options: argparse.Namespace) -> list[str]:
 def _growth_row(
     store: ActivationStore,
     num_rows: int,
-    microseconds: float,
+    microseconds: Sequence[float],
     start: int,
     base: torch.Tensor,
     draw: random.Random,
@@ -164,22 +165,37 @@ def _growth_row(
     file = _data_file(store).stat().st_size
     return table_row(
         [
-            *(num_rows, f"{file / 1e9:.2f}", f"{file / num_rows:.0f}", f"{microseconds:.1f}", f"{opening:.2f}"),
+            *(num_rows, f"{file / 1e9:.2f}", f"{file / num_rows:.0f}"),
+            *(*(f"{each:.1f}" for each in microseconds), f"{opening:.2f}"),
             *(cold.milliseconds, f"{cold.disk_bytes / 1e6:.2f}", warm.milliseconds),
             f"{(anonymous_memory() - start) / 1e6:.1f}",
         ]
     )
 
 
-def _write(store: ActivationStore, base: torch.Tensor, first: int, end: int) -> float:
-    """Puts the rows from `first` to before `end`, and returns the seconds that it took."""
-    seconds = 0.0
+def _write(store: ActivationStore, base: torch.Tensor, first: int, end: int) -> tuple[float, float]:
+    """Puts the rows from `first` to before `end`, and writes as many bytes to plain files in turns.
+
+    Returns:
+        The seconds that each took.
+    """
+    put = plain = 0.0
     for begin in range(first, end, PUT_SIZE):
         rows = [(key_of(row), base[row % PUT_SIZE]) for row in range(begin, min(begin + PUT_SIZE, end))]
-        seconds += _time(partial(store.put, rows))
+        put += _time(partial(store.put, rows))
+        plain += _time(partial(_write_plainly, store.folder.parent / "plain", base[: len(rows)]))
         if not store.writable:
             sys.exit(f"The store took no more rows after {begin}: {store.reason}.")
-    return seconds
+    return put, plain
+
+
+def _write_plainly(path: Path, rows: torch.Tensor) -> None:
+    """Writes rows to a new file and waits until they are on the disk."""
+    with path.open("wb") as file:
+        file.write(rows.view(torch.uint8).numpy().data)
+        file.flush()
+        os.fdatasync(file.fileno())
+    path.unlink()
 
 
 def read(
