@@ -31,7 +31,7 @@ import torch
 from datasets import Dataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
-from benchmarks.balance_plans import MAIN, PLANS, Plan, make_trainer
+from benchmarks.balance_plans import MAIN, PLANS, TUNED_AT, Plan, make_trainer
 from benchmarks.balance_record import TEST, TUNING, Cost, Footprint, Record, Run
 from benchmarks.balance_report import report
 from benchmarks.contenders import Reviews, require_cache, training_arguments
@@ -96,11 +96,12 @@ def accuracy_of(run: Run, *, evaluated: Dataset, cache: Path) -> float:
 def missing_runs(record: Record, options: argparse.Namespace, plans: Mapping[str, Plan] = PLANS) -> Iterator[Run]:
     """Yields what is still to run; it looks at the record anew for each."""
     for rows in options.rows:
+        tuned = TUNED_AT.get((rows, options.epochs), (rows, options.epochs))
         for name in options.plans:
             rates = plans[name].learning_rates
-            runs = [Run(name, rows, options.epochs, TUNING_SEED, rate, TUNING) for rate in rates]
+            runs = [Run(name, *tuned, TUNING_SEED, rate, TUNING) for rate in rates]
             yield from (run for run in runs if run not in record.accuracies)
-            best = record.best_rate(name, rows, options.epochs, rates, TUNING_SEED)
+            best = record.best_rate(name, *tuned, rates, TUNING_SEED)
             if best is not None:
                 runs = [Run(name, rows, options.epochs, seed, best, TEST) for seed in options.seeds]
                 yield from (run for run in runs if run not in record.accuracies)
@@ -240,7 +241,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Answer how much to freeze.")
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", parents=[work], help="tune and train, as far as the record lacks it")
-    run.add_argument("--rows", type=int, nargs="+", default=[500, 2000, 7500], help="rows to train on")
+    run.add_argument("--rows", type=int, nargs="+", default=[500, 7500], help="rows to train on")
     run.add_argument("--epochs", type=int, default=3)
     run.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
     run.add_argument(

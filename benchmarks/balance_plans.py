@@ -19,6 +19,8 @@ from benchmarks.contenders import Reviews, accuracy, freeze_by_hand
 from hf_freeze import FreezeTrainer
 
 DEPTH, NUM_BLOCKS = 4, 6
+# Rows to train on and epochs whose learning rates are those of others, which cost less to tune.
+TUNED_AT: Mapping[tuple[int, int], tuple[int, int]] = {(7500, 3): (2000, 5)}
 LORA = {"peft_type": "LORA", "target_modules": "all-linear", "r": 16, "lora_alpha": 32}
 LORA_ON_TOP = {**LORA, "blocks": {"last": NUM_BLOCKS - DEPTH}}
 

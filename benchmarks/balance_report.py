@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from scipy import stats
 
-from benchmarks.balance_plans import FULL, MAIN, PLANS, Plan
+from benchmarks.balance_plans import FULL, MAIN, PLANS, TUNED_AT, Plan
 from benchmarks.balance_record import TEST, Cost, Record
 from benchmarks.whole_runs import table_head, table_row
 
@@ -17,7 +17,7 @@ NUM_SEEDS = 5
 EPOCHS = 3
 ROWS = (500, 2000, 7500)
 # Rows and epochs of the tables of accuracy.
-SETTINGS = ((500, 3), (500, 10), (2000, 3), (7500, 3))
+SETTINGS = ((500, 3), (500, 10), (2000, 5), (7500, 3))
 MEGABYTE = 1e6
 
 HEAD = """\
@@ -112,7 +112,8 @@ class Results:
 
     def rate(self, plan: Plan, setting: Setting) -> float | None:
         """Returns the tuned learning rate; None until all are tried."""
-        return self._record.best_rate(plan.name, *setting, plan.learning_rates, self._tuning_seed)
+        tuned = TUNED_AT.get(setting, setting)
+        return self._record.best_rate(plan.name, *tuned, plan.learning_rates, self._tuning_seed)
 
     def by_seed(self, plan: Plan, setting: Setting) -> dict[int, float]:
         """Returns the accuracy in percent of each seed at the tuned learning rate."""
@@ -173,7 +174,10 @@ def accuracy_lines(results: Results, setting: Setting) -> list[str]:
         return []
     has_full = FULL in complete
     head = ["plan", "learning rate", "accuracy, %", *(["minus full, points"] if has_full else [])]
-    lines = [f"### {spell_setting(setting)}", "", *table_head(head)]
+    lines = [f"### {spell_setting(setting)}", ""]
+    if setting in TUNED_AT:
+        lines += [f"The learning rates are those that were tuned with {spell_setting(TUNED_AT[setting])}.", ""]
+    lines += table_head(head)
     for plan in complete:
         mean = results.mean(plan, setting)
         cells = [plan.name, spell_rate(plan, results.rate(plan, setting)), f"{mean.value:.1f} ± {mean.error:.1f}"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
 import json
 import math
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 from benchmarks import balance_report
-from benchmarks.balance import arguments_of, main, train_rows, trainer_of
+from benchmarks.balance import arguments_of, main, missing_runs, train_rows, trainer_of
 from benchmarks.balance_plans import CACHED, FROZEN_LOOP, FULL, HEAD_ONLY, LORA_TOP, PLANS, Plan, make_trainer
 from benchmarks.balance_record import TEST, TUNING, Record, Run
 from benchmarks.contenders import Reviews
@@ -64,6 +65,23 @@ def test_a_record_is_continued_and_nothing_in_it_is_run_again(tmp_path: Path) ->
     (added,) = [json.loads(line) for line in second.removeprefix(first).splitlines()]
     assert (added["seed"], added["split"]) == (2, TEST)
     assert added["learning_rate"] == record.best_rate(HEAD_ONLY.name, 8, 1, HEAD_ONLY.learning_rates, 0)
+
+
+def test_learning_rates_for_the_most_rows_are_those_of_fewer(tmp_path: Path) -> None:
+    record = Record(tmp_path / "record.jsonl")
+    options = argparse.Namespace(rows=[7500], epochs=3, plans=[CACHED.name], seeds=[1, 2])
+    tuned = list(missing_runs(record, options))
+    assert tuned == [Run(CACHED.name, 2000, 5, 0, rate, TUNING) for rate in CACHED.learning_rates]
+    for run in tuned:
+        record.add_run(run, 0.7 + 0.1 * (run.learning_rate == 2e-3), "torch 1")
+    left = list(missing_runs(record, options))
+    assert left == [Run(CACHED.name, 7500, 3, seed, 2e-3, TEST) for seed in (1, 2)]
+    for seed in range(1, 6):
+        record.add_run(Run(CACHED.name, 7500, 3, seed, 2e-3, TEST), 0.8, "torch 1")
+    text = balance_report.report(record, tuning_seed=0)
+    note = "The learning rates are those that were tuned with 2,000 training rows, 5 epochs."
+    head = "| plan | learning rate | accuracy, % |\n|---|---|---|\n"
+    assert f"### 7,500 training rows, 3 epochs\n\n{note}\n\n{head}| cached | 2e-3 | 80.0 ± 0.0 |\n" in text
 
 
 def test_every_plan_has_as_many_trials() -> None:
