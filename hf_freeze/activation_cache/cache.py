@@ -6,7 +6,6 @@ Shapes: `B` batch, `L` sequence length of the batch, padding included, `H` hidde
 from __future__ import annotations
 
 import contextlib
-import copy
 import logging
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -22,17 +21,19 @@ from hf_freeze.activation_cache.checks import (
     PROBE_SIZE,
     few_rows,
     find_trimming,
+    grows_exactly,
+    is_stored_wrongly,
     pads_on_the_left,
     pads_to_the_longest,
+    reason_of_inputs,
     reason_of_model,
     reason_of_plan,
     reason_of_prefix,
 )
-from hf_freeze.activation_cache.collator import KeyCollator, keyed_inputs
+from hf_freeze.activation_cache.collator import keyed_inputs, with_keys
 from hf_freeze.activation_cache.housekeeping import remove_if_empty
 from hf_freeze.activation_cache.keys import (
     KEYS,
-    batch_size,
     decoder_inputs,
     model_name,
     prefix_fingerprints,
@@ -55,6 +56,8 @@ logger = logging.getLogger(__name__)
 
 # What a model may raise on a batch that is not meant for it as it is.
 _MODEL_ERRORS = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
+# What a dataset or a collator may raise for rows that it is not asked for in training, or not alone.
+_FETCH_ERRORS = (*_MODEL_ERRORS, AssertionError, OSError)
 
 
 class ActivationCache:
@@ -154,8 +157,11 @@ class ActivationCache:
         if reason is None:
             with kept_random_state():
                 rows = Rows(loader, self.unkeyed)
-                batch, reason = rows.fetch_probe(PROBE_SIZE)
-                widths_vary = batch is not None and not rows.repeat_in_any_company(batch)
+                try:
+                    batch, reason = rows.fetch_probe(PROBE_SIZE)
+                    widths_vary = batch is not None and not rows.repeat_in_any_company(batch)
+                except _FETCH_ERRORS as error:
+                    reason = f"rows cannot be fetched outside of training ({type(error).__name__}: {error})"
         reason = first_reason(reason)
         if reason is not None or batch is None:
             return self._decide(reason)
@@ -243,9 +249,7 @@ class ActivationCache:
             self.prepare_from(loader)
         if not self.is_on:
             return loader
-        wrapped = copy.copy(loader)
-        wrapped.collate_fn = KeyCollator(loader.collate_fn, self.unkeyed)
-        return wrapped
+        return with_keys(loader, self.unkeyed)
 
     @contextlib.contextmanager
     def serve(self, batch: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -265,11 +269,10 @@ class ActivationCache:
         if not self.is_decided:
             self.prepare(inputs)
         keyed = keyed_inputs(inputs, self.unkeyed)
-        if self._outputs is None or not _has_rows(keyed, keys):
+        if self._outputs is None or reason_of_inputs(keyed, keys) is not None:
             yield inputs
             return
-        hidden = self._outputs.fetch(inputs, keyed, self._outputs.names(keyed, keys))
-        with self._outputs.replay.serve(hidden, keyed):
+        with self._outputs.serve(inputs, keyed, keys):
             yield inputs
 
     def refresh(self) -> None:
@@ -328,14 +331,15 @@ class ActivationCache:
             return reason
         inputs = {name: value for name, value in batch.items() if name != KEYS}
         keyed = keyed_inputs(inputs, self.unkeyed)
-        if not _has_rows(keyed, None):
-            return "the inputs of the model are not tensors with one row for each example"
+        if (reason := reason_of_inputs(keyed)) is not None:
+            return reason
         inputs = few_rows(inputs, keyed)
         keyed = keyed_inputs(inputs, self.unkeyed)
         replay = Replay(self.model, self.plan, self.unkeyed)
         try:
             with kept_random_state():
-                reason = replay.probe(inputs, label_names=self._label_names) or reason_of_prefix(replay, inputs)
+                reason = replay.probe(inputs, label_names=self._label_names)
+                reason = reason or reason_of_prefix(replay, self.plan, inputs)
         except _MODEL_ERRORS as error:
             return f"the model cannot be called with a batch as it is ({type(error).__name__}: {error})"
         if reason is not None:
@@ -358,9 +362,14 @@ class ActivationCache:
                 "different lengths; rows padded to one length can be cached"
             )
         store, shallower = self._open(replay, dtype)
-        self._outputs = PrefixOutputs(
-            replay, store, shallower, trims=trims, stored_dtype=dtype, hidden=hidden, stats=self.stats
-        )
+        exact = {depth: each for depth, each in shallower.items() if grows_exactly(replay, inputs, hidden, depth)}
+        outputs = PrefixOutputs(replay, store, exact, trims=trims, stored_dtype=dtype, hidden=hidden, stats=self.stats)
+        if is_stored_wrongly(outputs, hidden, keyed):
+            return (
+                f"what is stored in {store.folder} is not what the frozen blocks compute; something in them, such as a "
+                "hook, is in no fingerprint, and another activation_cache.dir would start anew"
+            )
+        self._outputs = outputs
         return None
 
     def _open(self, replay: Replay, dtype: torch.dtype) -> tuple[ActivationStore, dict[int, ActivationStore]]:
@@ -370,7 +379,8 @@ class ActivationCache:
             self.model,
             self.plan,
             depth=self.plan.depth,
-            environment=f"autocast {replay.precision} stored {dtype_name(dtype)} device {device}",
+            environment=f"autocast {replay.precision} stored {dtype_name(dtype)} device {device} "
+            f"products {torch.get_float32_matmul_precision()}",
         )
         if isinstance(unwrap_model(self.model), FSDPModule):
             prints = of_all_shards(prints)
@@ -386,9 +396,3 @@ def _sentence(text: str) -> str:
     # Options and classes keep their spelling.
     first = text[:1].upper() if text.partition(" ")[0].isalpha() else text[:1]
     return f"{first}{text[1:].rstrip('.')}."
-
-
-def _has_rows(keyed: Mapping[str, Any], keys: torch.Tensor | None) -> bool:
-    if not any(isinstance(value, torch.Tensor) and value.ndim > 0 for value in keyed.values()):
-        return False
-    return keys is None or len(keys) == batch_size(keyed)

@@ -6,23 +6,24 @@ Shapes: `B` batch, `L` sequence length of the batch, padding included, `H` hidde
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from torch._dynamo.eval_frame import OptimizedModule
-from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from torch.nn.parallel import DataParallel
 from transformers import PreTrainedModel
 
 from hf_freeze.activation_cache.keys import batch_size, row_lengths
-from hf_freeze.activation_cache.replay import Replay, in_mode, select_rows, tensors_of
+from hf_freeze.activation_cache.outputs import PrefixOutputs
+from hf_freeze.activation_cache.replay import MISSES_EXTRAS, Replay, in_mode, select_rows, tensors_of
 from hf_freeze.activation_cache.rows import kept_random_state
 from hf_freeze.activation_cache.stand_ins import CAPTURED
 from hf_freeze.plan.places import ROLE_EMBEDDINGS, block_role
 from hf_freeze.plan.resolve import FreezePlan
-from hf_freeze.plan.wrappers import canonical_tree
+from hf_freeze.plan.wrappers import canonical_tree, named_parameters
 
 # Rows that are looked at before anything is stored.
 PROBE_SIZE = 8
@@ -81,33 +82,92 @@ def reason_of_model(model: nn.Module) -> str | None:
     return None
 
 
-def reason_of_prefix(replay: Replay, inputs: Mapping[str, Any]) -> str | None:
-    """Returns why the prefix is not a function of its inputs alone, or None.
+def reason_of_inputs(keyed: Mapping[str, Any], keys: torch.Tensor | None = None) -> str | None:
+    """Returns why rows of a batch cannot be looked up by what the prefix reads of them, or None.
 
-    It runs once as it does in training: DeBERTa's convolution sits between the first blocks and trains with the head,
+    Args:
+        keyed: What of the batch the prefix reads.
+        keys: The keys of its rows; None where it has none yet.
+    """
+    if not any(isinstance(value, torch.Tensor) and value.ndim > 0 for value in keyed.values()):
+        return "the inputs of the model are not tensors with one row for each example"
+    size = batch_size(keyed)
+    if keys is not None and len(keys) != size:
+        return "the batch does not have one row for each of its keys"
+    for name, value in keyed.items():
+        if not isinstance(value, torch.Tensor):
+            if not isinstance(value, bool | int | float | str | None):
+                return f"{name} is a {type(value).__name__}, which does not say what belongs to which row"
+        elif value.requires_grad:
+            return f"{name} asks for a gradient, which does not come through stored hidden states"
+        elif value.ndim > 0 and value.shape[0] != size:
+            return f"{name} does not have one row for each example"
+    return None
+
+
+def reason_of_prefix(replay: Replay, plan: FreezePlan, inputs: Mapping[str, Any]) -> str | None:
+    """Returns why the prefix is not a function of its inputs and its own weights alone, or None.
+
+    It runs once as it does in training: DeBERTa's convolution sits between the first blocks and belongs to the head,
     and some models draw random numbers outside of the modules that a plan keeps in eval mode.
 
     Args:
         replay: The prefix.
-        inputs: A batch.
+        plan: What is frozen.
+        inputs: A batch of at least two rows.
     """
+    size, others = batch_size(inputs), _others(replay, plan)
     with kept_random_state(), in_mode(replay.model, training=True), _kept_buffers(replay.model):
         before = _random_state(inputs)
-        with torch.enable_grad():
+        with torch.enable_grad(), _asking_for_gradients(others.values()):
             hidden = replay.prefix(inputs, as_it_trains=True)
-        if hidden.requires_grad and _reaches_what_trains(hidden, replay.model):
+            read = _reached(hidden, replay.model) if hidden.requires_grad else []
+        if any(parameter.requires_grad for parameter in read):
             return "a module that trains runs among the frozen blocks"
+        if read:
+            name = next(name for name, parameter in others.items() if parameter is read[0])
+            return f"{name} is no part of a block, and runs among the frozen blocks all the same"
         if not all(map(torch.equal, before, _random_state(inputs))):
             return "random numbers are drawn in the frozen blocks while training"
+    whole, part = replay.prefix(inputs), replay.prefix(select_rows(inputs, range(size - size // 2), size))
+    if not _is_close(whole[: len(part)], part, _PADDING_TOLERANCE[whole.dtype]):
+        return "what the frozen blocks make of a row depends on the rows beside it"
     return None
 
 
-def _reaches_what_trains(hidden: torch.Tensor, model: nn.Module) -> bool:
-    """Returns whether a gradient leads to a parameter: MRA adds zeros that ask for one and lead nowhere."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if not trained:
-        return False
-    return any(found is not None for found in torch.autograd.grad(hidden.sum(), trained, allow_unused=True))
+def _others(replay: Replay, plan: FreezePlan) -> dict[str, nn.Parameter]:
+    """Returns what is frozen outside of the prefix, by its name; nothing under FSDP, which shards it."""
+    if isinstance(replay.model, FSDPModule):
+        return {}
+    first = plan.layout.stacks[0].name
+    prefix = {ROLE_EMBEDDINGS, *(block_role(first, index) for index in range(plan.depth))}
+    names = {each.name for each in plan.decisions if each.role not in prefix}
+    return {
+        name: parameter
+        for name, parameter in named_parameters(replay.model)
+        if name in names and not parameter.requires_grad and parameter.is_floating_point()
+    }
+
+
+@contextlib.contextmanager
+def _asking_for_gradients(parameters: Collection[nn.Parameter]) -> Iterator[None]:
+    """Has frozen parameters ask for gradients for a while."""
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+
+
+def _reached(hidden: torch.Tensor, model: nn.Module) -> list[nn.Parameter]:
+    """Returns the parameters that a gradient leads to: MRA adds zeros that ask for one and lead nowhere."""
+    asking = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not asking:
+        return []
+    found: Sequence[torch.Tensor | None] = torch.autograd.grad(hidden.sum(), asking, allow_unused=True)
+    return [parameter for parameter, gradient in zip(asking, found, strict=True) if gradient is not None]
 
 
 def padding_matters(replay: Replay, inputs: Mapping[str, Any]) -> bool:
@@ -164,6 +224,34 @@ def find_trimming(
             return True
     served = hidden.to(dtype).to(hidden.dtype)
     return None if differs_in_training(replay, inputs, keyed, served, dtype) else False
+
+
+def is_stored_wrongly(outputs: PrefixOutputs, hidden: torch.Tensor, keyed: Mapping[str, Any]) -> bool:
+    """Returns whether a row is stored that is not what the prefix makes of it now.
+
+    Args:
+        outputs: With their store.
+        hidden: The prefix's output for a batch, of shape (B, L, H).
+        keyed: What of the batch the prefix reads.
+    """
+    tolerance = max(_TOLERANCE[outputs.stored_dtype], _TOLERANCE[hidden.dtype])
+    return any(not _is_close(stored, value, tolerance) for stored, value in outputs.stored_beside(hidden, keyed))
+
+
+def grows_exactly(replay: Replay, inputs: Mapping[str, Any], hidden: torch.Tensor, depth: int) -> bool:
+    """Returns whether the prefix gives the same from the output of its first blocks on.
+
+    Args:
+        replay: The prefix.
+        inputs: A batch.
+        hidden: The prefix's output for it, of shape (B, L, H).
+        depth: How many blocks come first.
+    """
+    try:
+        grown = replay.prefix(inputs, start=depth, hidden=replay.prefix(inputs, end=depth))
+    except MISSES_EXTRAS:
+        return False
+    return _is_close(grown, hidden, _PADDING_TOLERANCE[hidden.dtype])
 
 
 def _with_padding(model: nn.Module, inputs: Mapping[str, Any]) -> Mapping[str, Any]:

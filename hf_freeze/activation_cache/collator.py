@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Collection, Mapping, Sized
 from typing import Any
 
 import torch
+from torch.utils.data import DataLoader
+from transformers.utils.generic import ModelOutput
 
 from hf_freeze.activation_cache.keys import KEYS, batch_size, row_keys
 from hf_freeze.activation_cache.padding import quick_padding
@@ -41,8 +44,8 @@ class KeyCollator:
         if not self.adds_keys:
             return self.collate(rows)
         batch = self._quick(rows)
-        if not isinstance(batch, Mapping) or KEYS in batch:
-            return batch
+        if not isinstance(batch, Mapping) or isinstance(batch, ModelOutput) or KEYS in batch:
+            return batch  # Nothing can be taken out of a ModelOutput again.
         inputs = keyed_inputs(batch, self.unkeyed)
         if _is_tensorial(inputs) and isinstance(rows, Sized) and batch_size(inputs) == len(rows):
             batch[KEYS] = row_keys(inputs)  # type: ignore[index]
@@ -53,6 +56,22 @@ class KeyCollator:
         if name.startswith("__") or name == "collate":
             raise AttributeError(name)
         return getattr(self.collate, name)
+
+
+def with_keys(loader: DataLoader[Any], unkeyed: Collection[str]) -> DataLoader[Any]:
+    """Returns a copy of a loader whose workers add the keys of their rows; the loader itself stays as it is.
+
+    Args:
+        loader: A loader, prepared by accelerate or not.
+        unkeyed: Entries of a batch that do not count.
+    """
+    copied = copy.copy(loader)
+    base = vars(copied).get("base_dataloader")
+    if base is None:
+        copied.collate_fn = KeyCollator(loader.collate_fn, unkeyed)
+    else:  # Accelerate's loaders ask this one for their batches.
+        vars(copied)["base_dataloader"] = with_keys(base, unkeyed)
+    return copied
 
 
 def keyed_inputs(batch: Mapping[str, Any], unkeyed: Collection[str]) -> dict[str, Any]:

@@ -123,6 +123,7 @@ def one_at_a_time(root: Path) -> Iterator[None]:
             yield
         finally:
             _entered.discard(root)
+            _flock(handle, "unlock")  # a child that was forked meanwhile has inherited the open file
             os.close(handle)
 
 

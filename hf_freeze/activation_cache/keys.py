@@ -38,6 +38,7 @@ def row_lengths(inputs: Mapping[str, Any]) -> list[int] | None:
     """Returns how many leading positions of each row are real, or None where the batch has no padding mask.
 
     Padding counts as such only where it lies on the right: a row that is padded on the left is real from end to end.
+    So is one without any token, since a model reads some position of it all the same.
 
     Args:
         inputs: A collated batch; its `attention_mask` has the shape (B, L).
@@ -46,7 +47,7 @@ def row_lengths(inputs: Mapping[str, Any]) -> list[int] | None:
     if not isinstance(mask, torch.Tensor) or mask.ndim != 2:
         return None
     real = mask.bool()
-    padded_right = (real[:, 1:] <= real[:, :-1]).all(dim=1)
+    padded_right = (real[:, 1:] <= real[:, :-1]).all(dim=1) & real[:, :1].any(dim=1)
     lengths: list[int] = torch.where(padded_right, real.sum(dim=1), real.shape[1]).tolist()
     return lengths
 

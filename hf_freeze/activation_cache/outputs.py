@@ -5,8 +5,10 @@ Shapes: `B` batch, `L` sequence length of the batch, padding included, `H` hidde
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +19,8 @@ from torch.distributed.fsdp import FSDPModule
 from hf_freeze.activation_cache.keys import KEY_SIZE, batch_size, row_keys, row_lengths
 from hf_freeze.activation_cache.replay import Replay, select_rows
 from hf_freeze.activation_cache.store import ActivationStore, size_in_file
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -29,6 +33,7 @@ class CacheStats:
         built: Rows that were computed and stored before training.
         build_seconds: How long that took, in seconds.
         read_seconds: How long reading took, in seconds.
+        write_seconds: How long storing rows took while training or evaluating, in seconds.
         num_bytes: The size of the store, in bytes.
     """
 
@@ -37,6 +42,7 @@ class CacheStats:
     built: int = 0
     build_seconds: float = 0.0
     read_seconds: float = 0.0
+    write_seconds: float = 0.0
     num_bytes: int = 0
     served_positions: int = 0
     computed_positions: int = 0
@@ -44,11 +50,12 @@ class CacheStats:
 
     @property
     def seconds_saved(self) -> float:
-        """The seconds that the prefix would have taken for the rows that hit, less those for building and reading.
+        """The seconds that the prefix would have taken for the rows that hit, less what storing and reading took.
 
         The prefix is taken to need as long for a position, padding included, as it did where it ran.
         """
-        return self.served_positions * self.position_seconds - self.build_seconds - self.read_seconds
+        spent = self.build_seconds + self.write_seconds + self.read_seconds
+        return self.served_positions * self.position_seconds - spent
 
     @property
     def position_seconds(self) -> float:
@@ -98,6 +105,7 @@ class PrefixOutputs:
         self._inner = hidden.shape[2:]
         self._positions = hidden.shape[1] if hidden.ndim > 2 else 1
         self.position_bytes = self._inner.numel() * stored_dtype.itemsize
+        self._has_warned = False
         self.runs_on_all = isinstance(replay.model, FSDPModule) and torch.distributed.is_initialized()
 
     def names(self, keyed: Mapping[str, Any], keys: torch.Tensor | None) -> list[bytes]:
@@ -112,6 +120,30 @@ class PrefixOutputs:
         joined = half.contiguous().cpu().numpy().tobytes()
         return [joined[start : start + KEY_SIZE] for start in range(0, len(joined), KEY_SIZE)]
 
+    @contextlib.contextmanager
+    def serve(self, inputs: Mapping[str, Any], keyed: Mapping[str, Any], keys: torch.Tensor | None) -> Iterator[None]:
+        """Has the model's calls with a batch start behind the prefix; rows that no call used do not count as served.
+
+        Args:
+            inputs: The batch.
+            keyed: What of it the prefix reads.
+            keys: The keys of its rows; None where it has none yet.
+        """
+        counted = self.stats.hits, self.stats.served_positions
+        hidden = self.fetch(inputs, keyed, self.names(keyed, keys))
+        with self.replay.serve(hidden, keyed) as guard:
+            yield
+        if guard.num_answered:
+            return
+        self.stats.hits, self.stats.served_positions = counted
+        if guard.left_out and not self._has_warned:
+            self._has_warned = True
+            logger.warning(
+                "activation_cache: the model runs in full, as it is called without %s, which the batch holds. Name "
+                "what only the loss reads among the label_names, and leave out what nothing reads.",
+                ", ".join(sorted(guard.left_out)),
+            )
+
     def fetch(self, inputs: Mapping[str, Any], keyed: Mapping[str, Any], names: Sequence[bytes]) -> torch.Tensor:
         """Returns the prefix's output for a batch, of shape (B, L, H), on the device of its inputs.
 
@@ -121,6 +153,7 @@ class PrefixOutputs:
             names: What its rows are stored under.
         """
         start = time.perf_counter()
+        self.store.touch()
         stored = self._read(keyed, names)
         missing = [index for index, row in enumerate(names) if not stored.found[index]]
         self.stats.read_seconds += time.perf_counter() - start
@@ -131,7 +164,9 @@ class PrefixOutputs:
             # Under FSDP every process has to take part in the forward pass: one without a missing row repeats one.
             fresh = self.compute(inputs, keyed, missing or [0], names)
             if self.store.writable:
+                start = time.perf_counter()
                 self.store.put(self._as_stored(keyed, missing, fresh, names))
+                self.stats.write_seconds += time.perf_counter() - start
             fresh = fresh.to(self.stored_dtype).to(self._dtype)
         device = next(value.device for value in keyed.values() if isinstance(value, torch.Tensor))
         if fresh is not None and len(missing) == len(names):
@@ -141,6 +176,21 @@ class PrefixOutputs:
             hidden[missing] = fresh
         self.stats.served_positions += (len(names) - len(missing)) * hidden[0, ..., 0].numel()
         return hidden
+
+    def stored_beside(
+        self, hidden: torch.Tensor, keyed: Mapping[str, Any]
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yields what is stored of the rows of a batch, each beside what would be stored now.
+
+        Args:
+            hidden: The prefix's output for the batch, of shape (B, L, H).
+            keyed: What of it the prefix reads.
+        """
+        names = self.names(keyed, None)
+        fresh = self._as_stored(keyed, range(len(names)), hidden, names)
+        for stored, (_, row) in zip(self.store.get(names), fresh, strict=True):
+            if stored is not None:
+                yield stored, row
 
     def compute(
         self, inputs: Mapping[str, Any], keyed: Mapping[str, Any], rows: Sequence[int], names: Sequence[bytes]
@@ -158,6 +208,7 @@ class PrefixOutputs:
         depth, hidden = self._shallower_output(keyed, [names[row] for row in rows])
         output = self.replay.prefix(chosen, start=depth, hidden=hidden)
         if depth == 0:
+            output.flatten()[0].item()  # waits for the device
             self.stats.computed_positions += output[..., 0].numel()
             self.stats.compute_seconds += time.perf_counter() - start
         return output

@@ -31,7 +31,7 @@ Extras = Literal["none", "first"]
 _ATTEMPTS = 3
 _RANDOM = "the model draws random numbers each time it is called, in eval mode too"
 # What a model raises where it misses an extra that the stand-ins do not have.
-_MISSES_EXTRAS = (AttributeError, CacheError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
+MISSES_EXTRAS = (AttributeError, CacheError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
 
 
 class _PrefixDone(Exception):
@@ -77,12 +77,12 @@ class Replay:
         self._may_stop = not isinstance(self.model, FSDPModule)
 
     @property
-    def mode(self) -> tuple[str, str]:
-        """Autocast around the model, and its attention implementation, as they are now."""
+    def mode(self) -> tuple[str, str, str]:
+        """Autocast around the model, its attention implementation, and the precision of products, as they are now."""
         device = next(self.model.parameters()).device
         inner = self._inner
         attention = str(inner.config._attn_implementation) if isinstance(inner, PreTrainedModel) else ""
-        return autocast_of(device.type), attention
+        return autocast_of(device.type), attention, torch.get_float32_matmul_precision()
 
     def prefix(
         self,
@@ -90,6 +90,7 @@ class Replay:
         *,
         start: int = 0,
         hidden: torch.Tensor | None = None,
+        end: int | None = None,
         as_it_trains: bool = False,
     ) -> torch.Tensor:
         """Runs the frozen prefix alone, in eval mode and without gradients, and returns its output of shape (B, L, H).
@@ -98,6 +99,7 @@ class Replay:
             inputs: The model's inputs.
             start: The number of blocks whose output is given.
             hidden: This output, of shape (B, L, H).
+            end: The number of blocks whose output is returned; all those of the prefix where it is left out.
             as_it_trains: Whether to leave modes and gradients as they are instead.
         """
         found: list[torch.Tensor] = []
@@ -107,7 +109,7 @@ class Replay:
             if self._may_stop:
                 raise _PrefixDone
 
-        handle = self._blocks()[self.depth - 1].register_forward_hook(keep)
+        handle = self._blocks()[(self.depth if end is None else end) - 1].register_forward_hook(keep)
         try:
             with contextlib.ExitStack() as stack:
                 if not as_it_trains:
@@ -124,8 +126,8 @@ class Replay:
         return found[0].movedim(self.batch_axis, 0)
 
     @contextlib.contextmanager
-    def serve(self, hidden: torch.Tensor, inputs: Mapping[str, Any]) -> Iterator[None]:
-        """Swaps frozen blocks for stand-ins, so that forward calls inside continue from `hidden`.
+    def serve(self, hidden: torch.Tensor, inputs: Mapping[str, Any]) -> Iterator[Guard]:
+        """Swaps frozen blocks for stand-ins, so that forward calls inside continue from `hidden`; yields their guard.
 
         Calls that it does not answer run in full: with other inputs, from a key-value cache, or asking for hidden
         states, attentions or router logits.
@@ -138,8 +140,9 @@ class Replay:
             CacheError: A call went past the frozen blocks.
         """
         swap, last = self._swap(hidden, self.depth)
-        with swap, Guard(self._models, inputs, self._unkeyed).watching(swap, last):
-            yield
+        guard = Guard(self._models, inputs, self._unkeyed)
+        with swap, guard.watching(swap, last):
+            yield guard
 
     def probe(self, inputs: Mapping[str, Any], *, label_names: Collection[str] = ("labels",)) -> str | None:
         """Finds out how the blocks return and whether replay is exact; returns the reason where it is not.
@@ -233,7 +236,7 @@ class Replay:
         try:
             with swap, Guard(self._models, keyed, self._unkeyed).watching(swap, last):
                 replayed = tensors_of(self.model(**inputs))
-        except _MISSES_EXTRAS:
+        except MISSES_EXTRAS:
             return False
         is_served = bool(last.__dict__["was_called"])
         return is_served and len(replayed) == len(expected) and all(map(torch.equal, replayed, expected))

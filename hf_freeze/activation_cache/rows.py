@@ -67,9 +67,10 @@ class Rows:
         Args:
             indices: Which rows.
         """
-        if not self.has_length:
-            return dict(self._collate(self._first(len(indices))))
-        return dict(next(self._load([indices], self._collate)))
+        batch = next(self._load([indices], self._collate)) if self.has_length else self._first_batch(len(indices))
+        if not isinstance(batch, Mapping):
+            raise TypeError(f"the collator makes a {type(batch).__name__} of its rows in place of a mapping")
+        return dict(batch)
 
     def fetch_probe(self, count: int) -> tuple[dict[str, Any] | None, str | None]:
         """Returns a batch of a few rows of different lengths, or the reason why its rows cannot be stored.
@@ -102,6 +103,9 @@ class Rows:
         # A stream gives its first rows only.
         alone = [self.fetch([index])[KEYS] for index in (self.spread(len(together)) if self.has_length else [0])]
         return torch.equal(torch.cat(alone)[:, KEY_SIZE:], together[: len(alone), KEY_SIZE:])
+
+    def _first_batch(self, count: int) -> Any:
+        return self._collate(self._first(count))
 
     def _first(self, count: int) -> list[Any]:
         return list(itertools.islice(iter(self.dataset), count))

@@ -12,6 +12,7 @@ from hf_freeze.activation_cache.folders import check_folder, default_folder, def
 from hf_freeze.activation_cache.housekeeping import prune, stored_bytes
 from hf_freeze.activation_cache.store import ActivationStore
 from hf_freeze.config import ActivationCacheConfig
+from hf_freeze.errors import CacheError
 
 _SECONDS_A_DAY = 24 * 60 * 60
 
@@ -52,6 +53,17 @@ class Shelf:
         Raises:
             CacheError: The folder cannot hold a cache, or the store cannot be opened.
         """
+        try:
+            return self._open(fingerprints, model=model, dtype=dtype)
+        except OSError as error:
+            raise CacheError(
+                f"activation_cache.dir: the folder cannot be used; got {self.root} ({error}). Name one that you may "
+                "write to."
+            ) from error
+
+    def _open(
+        self, fingerprints: Sequence[str], *, model: str, dtype: torch.dtype
+    ) -> tuple[ActivationStore, dict[int, ActivationStore]]:
         check_folder(self.root)
         days = self._section.expire_after
         prune(

@@ -194,6 +194,10 @@ class Guard:
     `generate` makes them, and calls that ask for what the blocks compute. Models inside the model are watched where
     they are called by themselves, as `generate` calls an encoder.
 
+    Attributes:
+        num_answered: How many calls stored rows answered.
+        left_out: Names of inputs that calls which ran in full did not get.
+
     Args:
         models: The model without wrappers and adapters, and the models inside it.
         inputs: What the stored rows belong to, labels excluded.
@@ -207,6 +211,8 @@ class Guard:
         self._versions = self._versions_now()
         # For every call that has not returned: whether it runs in full.
         self._calls: list[bool] = []
+        self.num_answered = 0
+        self.left_out: set[str] = set()
 
     @contextlib.contextmanager
     def watching(self, swap: Swap, last: StandIn) -> Iterator[None]:
@@ -226,6 +232,7 @@ class Guard:
             if self._calls[-1]:
                 swap.suspend()
             elif not is_inside:
+                self.num_answered += 1
                 last.__dict__["was_called"] = False
 
         def after(module: nn.Module, args: Any, output: Any) -> None:
@@ -269,8 +276,10 @@ class Guard:
             return False  # Positions, say, or embeddings in place of tokens.
         if self._versions_now() != self._versions:
             return False  # They were written to since the rows were fetched.
-        # A model inside takes part of the inputs, the whole model takes all.
-        names = self._inputs if module is self._model else self._inputs.keys() & given.keys()
+        # The whole model takes all inputs, a model inside those that its forward pass names.
+        taken = self._inputs if module is self._model else inspect.signature(module.forward).parameters
+        names = [name for name in self._inputs if name in taken]
+        self.left_out |= {name for name in names if given.get(name) is None}
         return all(_is_same(given.get(name), self._inputs[name]) for name in names)
 
 

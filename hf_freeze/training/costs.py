@@ -44,7 +44,8 @@ class RunCosts:
                 (took,) if self.cache_reason is None else (took, f"The activation cache was off: {self.cache_reason}.")
             )
         served = f"{stats.hits:,} rows were served and {stats.misses:,} were not there"
-        saved = f"about {max(0.0, stats.seconds_saved):.1f} seconds were saved"
+        kept = stats.seconds_saved
+        saved = f"about {abs(kept):.1f} seconds were {'saved' if kept >= 0 else 'spent beyond what it saved'}"
         built = f"{stats.num_bytes / 1e6:,.0f} MB, built in {stats.build_seconds:.1f} seconds"
         return (took, f"Activation cache: {served}; {built}; {saved}.")
 

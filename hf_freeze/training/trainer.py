@@ -209,6 +209,8 @@ class FreezeMixin(WatchingMixin, DescribingMixin, ChoosingMixin, LoopMixin, Chec
         """
         output = super().evaluation_loop(*positional, **keywords)
         reshard(self.model)
+        if not self.is_in_train:
+            self.activation_cache.close()
         return output
 
     def compute_loss(

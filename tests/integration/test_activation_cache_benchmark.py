@@ -79,7 +79,7 @@ def test_steps_are_measured_and_reported(tmp_path: Path, capsys: pytest.CaptureF
     options = ["--depths", "6", "--batch-sizes", "2", "--rounds", "2", "--dropped", "1", "--output", str(output)]
     report = report_of(["steps", *SMALL, *options, "--folder", str(tmp_path)], capsys)
     assert output.read_text() == report
-    times, ratios = r"(?: [\d.]+ \|){5}", r"(?: [\d.]+ \[[\d.]+, [\d.]+\] \|){4}"
+    times, ratios = r"(?: [\d.]+ \|){6}", r"(?: [\d.]+ \[[\d.]+, [\d.]+\] \|){6}"
     assert re.search(rf"^\| 2 \| 6 \|{times}{ratios}$", report, re.MULTILINE)
     assert list(tmp_path.iterdir()) == [output]
 

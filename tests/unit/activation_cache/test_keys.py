@@ -59,7 +59,7 @@ def test_padding_on_the_left_counts() -> None:
 def test_gaps_in_the_mask_count() -> None:
     ids = torch.tensor([[5, 6, 7, 8]])
     masks = [torch.tensor([mask]) for mask in ([1, 0, 1, 0], [1, 1, 1, 0], [1, 0, 0, 0], [1, 0, 1, 1], [0, 0, 0, 0])]
-    assert [row_lengths({"input_ids": ids, "attention_mask": mask}) for mask in masks] == [[4], [3], [1], [4], [0]]
+    assert [row_lengths({"input_ids": ids, "attention_mask": mask}) for mask in masks] == [[4], [3], [1], [4], [4]]
     keys = {content_keys({"input_ids": ids, "attention_mask": mask})[0] for mask in masks}
     assert len(keys) == len(masks)
 
