@@ -46,8 +46,9 @@ class FreezingSchedule(Schedule):
 
     @property
     def num_freezable(self) -> int:
-        """How many more blocks may be frozen."""
-        return sum(block in self.course.blocks[: self.ceiling] for block in self.active)
+        """How many more blocks may be frozen; one that trains is left, also where the section freezes the last ones."""
+        below = sum(block in self.course.blocks[: self.ceiling] for block in self.active)
+        return min(below, max(0, len(self.active) - 1))
 
     @property
     def needs(self) -> frozenset[str]:
@@ -57,7 +58,7 @@ class FreezingSchedule(Schedule):
     @property
     def bounds(self) -> tuple[frozenset[str], frozenset[str]]:
         """What is frozen at the start, and that with all blocks up to the ceiling."""
-        blocks = self.course.blocks[: self.ceiling]
+        blocks = [block for block in self.course.blocks[: self.ceiling] if block in self._blocks[:-1]]
         follows = bool(blocks) and self.course.embeddings_follow
         return self.start, self.start.union(blocks, [EMBEDDINGS] if follows else [])
 

@@ -233,8 +233,9 @@ class Controller(WatchingCallback):
         choice = self._guarded(lambda: self._checked(self.schedule.decide(moment)), moment)
         factors = self._guarded(lambda: self._checked_factors(self.schedule.lr_factors(moment)), moment)
         frozen = self._frozen if choice is None else choice.frozen
-        digest = hashlib.blake2b("\n".join(sorted(frozen)).encode(), digest_size=8).digest()
-        self._compare(int.from_bytes(digest, "little") >> 1, frozen, moment)
+        decided = [*sorted(frozen), *map(str, sorted(factors.items())), str(self.schedule.warmup)]
+        digest = hashlib.blake2b("\n".join(decided).encode(), digest_size=8).digest()
+        self._compare(int.from_bytes(digest, "little") >> 1, frozen, factors, moment)
         return choice, factors
 
     def _guarded(self, asked: Callable[[], Answer], moment: Moment) -> Answer:
@@ -280,6 +281,9 @@ class Controller(WatchingCallback):
             return None
         if not isinstance(choice, Choice):
             self._refuse(f"decided for something that is no Choice; got {choice!r}. decide returns a Choice or None.")
+        # A copy: a schedule may go on changing what it returned.
+        numbers = {name: float(value) for name, value in choice.numbers.items()}
+        choice = dataclasses.replace(choice, frozen=frozenset(choice.frozen), numbers=numbers)
         check_roles(self.scheduled.base, choice.frozen)
         thawed = sorted(set(self.scheduled.course.roles) - choice.frozen - self.schedule.may_train)
         if thawed:
@@ -302,14 +306,14 @@ class Controller(WatchingCallback):
     def _gathered(self, token: int) -> list[int]:
         return gathered(token, self.trainer.accelerator)
 
-    def _compare(self, token: int, frozen: frozenset[str], moment: Moment) -> None:
+    def _compare(self, token: int, frozen: frozenset[str], factors: Mapping[str, float], moment: Moment) -> None:
         tokens = self._gathered(token)
         self._check_none_failed(tokens, moment)
         if len(set(tokens)) > 1:
             self._refuse(
-                f"decided otherwise in other processes before step {moment.step + 1}; got {sorted(frozen)} in process "
-                f"{self.trainer.args.process_index}. A schedule must decide from what is equal everywhere: the moment, "
-                "and its own state."
+                f"decided otherwise in other processes before step {moment.step + 1}; got {sorted(frozen)}, factors "
+                f"{dict(factors)} in process {self.trainer.args.process_index}. A schedule must decide from what is "
+                "equal everywhere: the moment, and its own state."
             )
 
     def _kept(self) -> str:
@@ -327,8 +331,7 @@ class Controller(WatchingCallback):
         self._carry_out(plan)
         rebuild_reducer(self.trainer.model_wrapped)
         self.trainer.audit.renew()
-        numbers = {name: float(value) for name, value in choice.numbers.items()}
-        moved = Transition(moment.step, moment.epoch, froze, thawed, plan.depth, choice.why, numbers)
+        moved = Transition(moment.step, moment.epoch, froze, thawed, plan.depth, choice.why, choice.numbers)
         self._tell(moved, plan)
         self.trainer.move_activation_cache(before, train_dataloader)
 

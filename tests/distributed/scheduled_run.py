@@ -42,6 +42,18 @@ class Disagrees(Schedule):
         return Choice(frozenset({"embeddings", f"blocks[{rank}]"}), "mine") if moment.step == 2 else None
 
 
+class ScalesOtherwise(Schedule):
+    """Scales the learning rate otherwise in every process."""
+
+    def lr_factors(self, moment: Moment) -> dict[str, float]:
+        """Scales that of the first block from the third step on."""
+        return {"blocks[0]": 0.5 + int(AcceleratorState().process_index)} if moment.step == 2 else {}
+
+    def decide(self, moment: Moment) -> Choice | None:
+        """Freezes nothing more."""
+        return None
+
+
 class FailsInOne(Schedule):
     """Fails in the second process alone."""
 

@@ -44,6 +44,7 @@ RUNS = [
 ]  # fmt: skip
 FAILING = [
     ScheduledRun("disagrees", {"type": f"{HERE}:Disagrees"}),
+    ScheduledRun("scales otherwise", {"type": f"{HERE}:ScalesOtherwise"}),
     ScheduledRun("fails in one", {"type": f"{HERE}:FailsInOne"}),
     ScheduledRun("due in one", {"type": f"{HERE}:DueInOne"}),
     ScheduledRun("no choice", {"type": "static"}, {"freeze": {"blocks": {"auto": {"by": "budget", "speedup": 1000}}}}),
@@ -147,8 +148,17 @@ def test_processes_that_disagree_end_with_an_error_in_all(seen: Records) -> None
     for rank, record in enumerate(seen["disagrees"]):
         assert record.error == (
             f"schedule: {HERE}:Disagrees decided otherwise in other processes before step 3; got ['blocks[{rank}]', "
-            f"'embeddings'] in process {rank}. A schedule must decide from what is equal everywhere: the moment, and "
-            f"its own state. There is no checkpoint yet."
+            f"'embeddings'], factors {{}} in process {rank}. A schedule must decide from what is equal everywhere: the "
+            "moment, and its own state. There is no checkpoint yet."
+        )
+
+
+def test_processes_that_disagree_on_learning_rates_end_with_an_error_in_all(seen: Records) -> None:
+    for rank, record in enumerate(seen["scales otherwise"]):
+        assert record.error == (
+            f"schedule: {HERE}:ScalesOtherwise decided otherwise in other processes before step 3; got [], "
+            f"factors {{'blocks[0]': {0.5 + rank}}} in process {rank}. A schedule must decide from what is equal "
+            "everywhere: the moment, and its own state. There is no checkpoint yet."
         )
 
 

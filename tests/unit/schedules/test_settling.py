@@ -31,6 +31,16 @@ def asked(schedule: Schedule, step: int, num_steps: int, **gathered: Any) -> Cho
     return schedule.decide(Moment(step, num_steps, 0.0, 1, {}, Statistics(**gathered)))
 
 
+@pytest.mark.parametrize("options", [{"type": "autofreeze", "intervals": 10}, {"type": "plasticity", "every": 10}])
+def test_one_block_goes_on_training_where_the_last_are_frozen_from_the_start(options: Mapping[str, Any]) -> None:
+    frozen = {"blocks[2]", "blocks[3]"}
+    schedule = begun(100, options, frozen=frozen)
+    assert schedule.num_freezable == 1  # type: ignore[attr-defined]
+    assert schedule.bounds == (frozen, frozen | {"embeddings", "blocks[0]"})
+    with pytest.raises(PlanError, match=r"schedule: \w+ has nothing to freeze; got a largest depth of 3\. "):
+        begun(100, options, frozen=frozen | {"blocks[1]"})
+
+
 class TestAutofreeze:
     OPTIONS: ClassVar = {"type": "autofreeze", "intervals": 10, "min_progress": 0.0}
 

@@ -282,6 +282,32 @@ class Raises(Schedule):
         return None
 
 
+class Mutters(Schedule):
+    """Gives a number that is none."""
+
+    def decide(self, moment: Moment) -> Choice | None:
+        return Choice(frozenset({"embeddings"}), "so", {"a": "text"}) if moment.step == 5 else None  # type: ignore[dict-item]
+
+
+class Collects(Schedule):
+    """Goes on changing the set that it returned."""
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.kept: set[str] = set()
+
+    def decide(self, moment: Moment) -> Choice | None:
+        self.kept.update({4: ["embeddings"], 8: ["blocks[0]"]}.get(moment.step, []))
+        return Choice(self.kept, "more")  # type: ignore[arg-type]
+
+
+def test_a_schedule_may_change_the_set_that_it_returned(tmp_path: Path) -> None:
+    trainer = trainer_of(tmp_path, {"type": f"{HERE}:Collects"})
+    trainer.train()
+    assert [(each.step, each.froze) for each in trainer.timeline] == [(4, ("embeddings",)), (8, ("blocks[0]",))]
+    assert set(trainer.plan.start.frozen) == {"embeddings", "blocks[0]"}
+
+
 class Invents(Schedule):
     """Freezes a block that is not there."""
 
@@ -349,6 +375,13 @@ ROLES = "embeddings, blocks[0], blocks[1], blocks[2], blocks[3], head"
             (
                 f"schedule: {HERE}:Raises failed before step 6; got ZeroDivisionError: division by zero. Correct its "
                 f"decide and lr_factors. The checkpoint %s is complete."
+            ),
+        ),
+        (
+            "Mutters",
+            (
+                f"schedule: {HERE}:Mutters failed before step 6; got ValueError: could not convert string to float: "
+                "'text'. Correct its decide and lr_factors. The checkpoint %s is complete."
             ),
         ),
         (
