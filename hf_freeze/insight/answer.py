@@ -136,7 +136,8 @@ class Answer:
 
     def _figures(self, gain: float, error: float, own: Confirmation) -> str:
         name = f"test_{self.section.metric.removeprefix('eval_')}"
-        return f"{gain:+.4f} in {name}, standard error {error:.4f} over {len(own.outcomes)} seeds"
+        difference = gain if self.section.direction == "maximize" else -gain
+        return f"{difference:+.4f} in {name}, standard error {error:.4f} over {len(own.outcomes)} seeds"
 
     def _against_best(self, own: Confirmation, best: Confirmation) -> str:
         gain, error = gap(best, own, self.section.metric, self.section.direction, on_test=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping
@@ -12,7 +13,10 @@ from hf_freeze.config import RunConfig, override, to_yaml
 from hf_freeze.config.writing import without_secrets
 from hf_freeze.insight.front import Direction, Recommendation
 from hf_freeze.insight.outcomes import TrialOutcome
+from hf_freeze.insight.search import TRIAL_ERRORS, in_words
 from hf_freeze.insight.study import SearchStudy
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -117,7 +121,8 @@ def confirm(
 ) -> tuple[Confirmation, ...]:
     """Trains plans with several seeds, and returns what they gave; plans of which runs are missing are left out.
 
-    Runs that the study holds are not repeated, and those that other processes are at are left to them.
+    Runs that the study holds are not repeated, and those that other processes are at are left to them. A plan that
+    fails, or gives a number that is not finite, is said to and not tried with further seeds.
 
     Args:
         study: The study, which keeps what runs gave.
@@ -131,9 +136,15 @@ def confirm(
         for name, config in configs.items()
     }
     keys = {run: _digest(config) for run, config in runs.items()}
-    for index, (run, config) in enumerate(runs.items()):
-        if study.claim_confirmation(index, keys[run]):
-            study.record_confirmation(index, keys[run], train(config))
+    failed: set[str] = set()
+    for index, ((name, seed), config) in enumerate(runs.items()):
+        key = keys[name, seed]
+        if name not in failed and study.claim_confirmation(index, key):
+            outcome = _attempted(train, config, f"{name}, seed {seed}")
+            if outcome is None:
+                failed.add(name)
+            else:
+                study.record_confirmation(index, key, outcome)
     done = study.confirmed
     found = []
     for name in configs:
@@ -142,6 +153,20 @@ def confirm(
         if len(outcomes) == len(mine):
             found.append(Confirmation(name, outcomes))
     return tuple(found)
+
+
+def _attempted(train: Callable[[RunConfig], TrialOutcome], config: RunConfig, what: str) -> TrialOutcome | None:
+    """Returns what a run gave; None, with a warning, where it failed: the answer is there without it."""
+    try:
+        outcome = train(config)
+    except TRIAL_ERRORS as error:
+        logger.warning("search: a plan could not be confirmed (%s); got %s", what, in_words(error))
+        return None
+    for metric, value in outcome.metrics.items():
+        if not math.isfinite(value):
+            logger.warning("search: a plan could not be confirmed (%s); got %s for %s", what, value, metric)
+            return None
+    return outcome
 
 
 def _digest(config: RunConfig) -> str:

@@ -16,7 +16,7 @@ from hf_freeze.insight.space import Point
 from hf_freeze.insight.study import Asked, SearchStudy
 
 # What a trial may raise without ending the search: its plan may not fit, or the machine may be too small for it.
-_TRIAL_ERRORS = (
+TRIAL_ERRORS = (
     FreezeError,
     ArithmeticError,
     AttributeError,
@@ -106,13 +106,18 @@ def _run(study: SearchStudy, section: SearchConfig, asked: Asked, run_trial: Run
             raise ValueError(f"training ended before any evaluation, so there is no {section.metric}")
     except SearchError:
         raise
-    except _TRIAL_ERRORS as error:
-        study.tell_failure(asked, _in_words(error))
+    except TRIAL_ERRORS as error:
+        study.tell_failure(asked, in_words(error))
     else:
         study.tell(asked, outcome, is_pruned=is_pruned)
 
 
-def _in_words(error: Exception) -> str:
+def in_words(error: Exception) -> str:
+    """Returns what an error says, with its type where the text alone may not tell.
+
+    Args:
+        error: The error.
+    """
     text = str(error) or "no message"
     return text if isinstance(error, FreezeError | ValueError) else f"{type(error).__name__}: {text}"
 

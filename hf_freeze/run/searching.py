@@ -50,6 +50,8 @@ def search(config: RunConfig, watch: Callable[[Progress], None] = lambda progres
     space = make_space(config, section, plans.carriers)
     _check_depths(config, section, plans)
     _check_rows(config, section)
+    if section.confirm.seeds:
+        plans.plan(_full(config, section))
     folder = Path(str(config.training["output_dir"]))
     folder.mkdir(parents=True, exist_ok=True)
     path = Path(section.study).expanduser() if section.study is not None else folder / "study.db"

@@ -163,6 +163,13 @@ class TestRefusals:
                 ),
             ),
             (
+                {"depths": [3], "confirm": {"full": {"training.learning_rat": 1e-4}}},
+                (
+                    "search.confirm.full: training.learning_rat: unknown key; got 0.0001. Known keys: the 102 keys of "
+                    "TrainingArguments. Did you mean 'learning_rate'?\n"
+                ),
+            ),
+            (
                 {"depths": [3], "metric": "acuracy"},
                 (
                     "search.metric: no evaluation logs it; got 'eval_acuracy'. Evaluations log eval_accuracy, eval_f1, "
