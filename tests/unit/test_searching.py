@@ -24,6 +24,7 @@ from hf_freeze.run.searching import search
 from hf_freeze.run.trials import PeakMemory
 from tests import tiny_run
 from tests.tiny import tiny_bert, tiny_tokenizer
+from tests.unit.config.test_loading import NUM_ARGUMENTS
 
 LORA = {"peft_type": "LORA", "r": 2, "target_modules": ["query"]}
 
@@ -165,8 +166,8 @@ class TestRefusals:
             (
                 {"depths": [3], "confirm": {"full": {"training.learning_rat": 1e-4}}},
                 (
-                    "search.confirm.full: training.learning_rat: unknown key; got 0.0001. Known keys: the 102 keys of "
-                    "TrainingArguments. Did you mean 'learning_rate'?\n"
+                    "search.confirm.full: training.learning_rat: unknown key; got 0.0001. Known keys: the "
+                    f"{NUM_ARGUMENTS} keys of TrainingArguments. Did you mean 'learning_rate'?\n"
                 ),
             ),
             (
