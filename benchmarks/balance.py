@@ -44,6 +44,7 @@ EVALUATION_BATCH_SIZE = 64
 MAX_LENGTH = 64
 WARMUP = 0.1
 TUNING_SEED = 0
+BESIDE = "learning rates to try on the tuning rows as well; they are noted, and never chosen"
 
 
 def train_rows(tokenizer: Any, *, rows: int, seed: int) -> Dataset:
@@ -99,7 +100,7 @@ def missing_runs(record: Record, options: argparse.Namespace, plans: Mapping[str
         tuned = TUNED_AT.get((rows, options.epochs), (rows, options.epochs))
         for name in options.plans:
             rates = plans[name].learning_rates
-            runs = [Run(name, *tuned, TUNING_SEED, rate, TUNING) for rate in rates]
+            runs = [Run(name, *tuned, TUNING_SEED, rate, TUNING) for rate in (*rates, *options.beside)]
             yield from (run for run in runs if run not in record.accuracies)
             best = record.best_rate(name, *tuned, rates, TUNING_SEED)
             if best is not None:
@@ -244,6 +245,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     run.add_argument("--rows", type=int, nargs="+", default=[500, 7500], help="rows to train on")
     run.add_argument("--epochs", type=int, default=3)
     run.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
+    run.add_argument("--beside", type=float, nargs="+", default=[], help=BESIDE)
     run.add_argument(
         "--cache", type=Path, default=REPOSITORY / "runs" / "balance", help="folder of the activation cache"
     )

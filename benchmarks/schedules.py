@@ -34,6 +34,7 @@ from datasets import Dataset
 from transformers import DataCollatorWithPadding, PrinterCallback, Trainer
 
 from benchmarks.balance import (
+    BESIDE,
     TUNING_SEED,
     arguments_of,
     carry_out,
@@ -231,6 +232,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     run = commands.add_parser("run", parents=[shared, work, plans], help="tune and train what the record lacks")
     run.add_argument("--rows", type=int, nargs="+", default=[2000], help="rows to train on")
     run.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
+    run.add_argument("--beside", type=float, nargs="+", default=[], help=BESIDE)
     run.add_argument("--cache", type=Path, default=REPOSITORY / "runs" / "schedules", help="folder of the cache")
     timed = commands.add_parser("time", parents=[shared, work, plans], help="time each plan once")
     timed.add_argument("--rows", type=int, default=1000, help="rows to train on")

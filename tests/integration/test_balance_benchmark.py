@@ -69,11 +69,11 @@ def test_a_record_is_continued_and_nothing_in_it_is_run_again(tmp_path: Path) ->
 
 def test_learning_rates_for_the_most_rows_are_those_of_fewer(tmp_path: Path) -> None:
     record = Record(tmp_path / "record.jsonl")
-    options = argparse.Namespace(rows=[7500], epochs=3, plans=[CACHED.name], seeds=[1, 2])
+    options = argparse.Namespace(rows=[7500], epochs=3, plans=[CACHED.name], seeds=[1, 2], beside=[2e-2])
     tuned = list(missing_runs(record, options))
-    assert tuned == [Run(CACHED.name, 2000, 5, 0, rate, TUNING) for rate in CACHED.learning_rates]
+    assert tuned == [Run(CACHED.name, 2000, 5, 0, rate, TUNING) for rate in (*CACHED.learning_rates, 2e-2)]
     for run in tuned:
-        record.add_run(run, 0.7 + 0.1 * (run.learning_rate == 2e-3), "torch 1")
+        record.add_run(run, {2e-3: 0.8, 2e-2: 0.9}.get(run.learning_rate, 0.7), "torch 1")
     left = list(missing_runs(record, options))
     assert left == [Run(CACHED.name, 7500, 3, seed, 2e-3, TEST) for seed in (1, 2)]
     for seed in range(1, 6):
