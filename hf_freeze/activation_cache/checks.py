@@ -6,7 +6,7 @@ Shapes: `B` batch, `L` sequence length of the batch, padding included, `H` hidde
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from hf_freeze.activation_cache.outputs import PrefixOutputs
 from hf_freeze.activation_cache.replay import MISSES_EXTRAS, Replay, in_mode, select_rows, tensors_of
 from hf_freeze.activation_cache.rows import kept_random_state
 from hf_freeze.activation_cache.stand_ins import CAPTURED
+from hf_freeze.plan.apply import asking_for_gradients
 from hf_freeze.plan.places import ROLE_EMBEDDINGS, block_role
 from hf_freeze.plan.resolve import FreezePlan
 from hf_freeze.plan.wrappers import canonical_tree, named_parameters
@@ -119,7 +120,7 @@ def reason_of_prefix(replay: Replay, plan: FreezePlan, inputs: Mapping[str, Any]
     size, others = batch_size(inputs), _others(replay, plan)
     with kept_random_state(), in_mode(replay.model, training=True), _kept_buffers(replay.model):
         before = _random_state(inputs)
-        with torch.enable_grad(), _asking_for_gradients(others.values()):
+        with torch.enable_grad(), asking_for_gradients(others.values()):
             hidden = replay.prefix(inputs, as_it_trains=True)
             read = _reached(hidden, replay.model) if hidden.requires_grad else []
         if any(parameter.requires_grad for parameter in read):
@@ -147,18 +148,6 @@ def _others(replay: Replay, plan: FreezePlan) -> dict[str, nn.Parameter]:
         for name, parameter in named_parameters(replay.model)
         if name in names and not parameter.requires_grad and parameter.is_floating_point()
     }
-
-
-@contextlib.contextmanager
-def _asking_for_gradients(parameters: Collection[nn.Parameter]) -> Iterator[None]:
-    """Has frozen parameters ask for gradients for a while."""
-    for parameter in parameters:
-        parameter.requires_grad_(True)
-    try:
-        yield
-    finally:
-        for parameter in parameters:
-            parameter.requires_grad_(False)
 
 
 def _reached(hidden: torch.Tensor, model: nn.Module) -> list[nn.Parameter]:

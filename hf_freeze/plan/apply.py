@@ -11,8 +11,9 @@ copy. Shapes: `B` batch, `L` sequence, `H` hidden.
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -236,3 +237,19 @@ def _home(model: nn.Module) -> nn.Module:
 
 def _remember(model: nn.Module, plan: FreezePlan) -> None:
     _home(model).__dict__[_PLAN_ATTRIBUTE] = plan
+
+
+@contextlib.contextmanager
+def asking_for_gradients(parameters: Collection[nn.Parameter]) -> Iterator[None]:
+    """Has frozen parameters ask for gradients for a while, to see what reads them.
+
+    Args:
+        parameters: All frozen, and frozen again afterwards.
+    """
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(False)
