@@ -80,8 +80,8 @@ class FreezingSchedule(Schedule):
         if self.num_freezable == 0:
             raise PlanError(
                 f"schedule: {self.name} has nothing to freeze; got a largest depth of {self.ceiling}. "
-                f"{num_blocks - len(self._blocks)} of {num_blocks} blocks are frozen at the start. Freeze less in the "
-                "freeze section, or raise schedule.ceiling."
+                f"{num_blocks - len(self._blocks)} of {num_blocks} blocks are frozen at the start, and one goes on "
+                "training. Freeze less in the freeze section, or raise schedule.ceiling."
             )
 
     def _freeze(self, count: int, why: str, numbers: Mapping[str, float]) -> Choice:

@@ -312,8 +312,8 @@ class Controller(WatchingCallback):
         if len(set(tokens)) > 1:
             self._refuse(
                 f"decided otherwise in other processes before step {moment.step + 1}; got {sorted(frozen)}, factors "
-                f"{dict(factors)} in process {self.trainer.args.process_index}. A schedule must decide from what is "
-                "equal everywhere: the moment, and its own state."
+                f"{dict(factors)}, warmup {self.schedule.warmup} in process {self.trainer.args.process_index}. A "
+                "schedule must decide from what is equal everywhere: the moment, and its own state."
             )
 
     def _kept(self) -> str:

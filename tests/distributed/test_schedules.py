@@ -144,20 +144,20 @@ def test_all_processes_train_what_was_chosen_in_the_first(
     assert first.weights == second.weights
 
 
-def test_processes_that_disagree_end_with_an_error_in_all(seen: Records) -> None:
-    for rank, record in enumerate(seen["disagrees"]):
+@pytest.mark.parametrize(
+    ("name", "schedule", "decided"),
+    [
+        ("disagrees", "Disagrees", "['blocks[{rank}]', 'embeddings'], factors {{}}"),
+        ("scales otherwise", "ScalesOtherwise", "[], factors {{'blocks[0]': {rank}.5}}"),
+    ],
+)
+def test_processes_that_disagree_end_with_an_error_in_all(
+    seen: Records, name: str, schedule: str, decided: str
+) -> None:
+    for rank, record in enumerate(seen[name]):
         assert record.error == (
-            f"schedule: {HERE}:Disagrees decided otherwise in other processes before step 3; got ['blocks[{rank}]', "
-            f"'embeddings'], factors {{}} in process {rank}. A schedule must decide from what is equal everywhere: the "
-            "moment, and its own state. There is no checkpoint yet."
-        )
-
-
-def test_processes_that_disagree_on_learning_rates_end_with_an_error_in_all(seen: Records) -> None:
-    for rank, record in enumerate(seen["scales otherwise"]):
-        assert record.error == (
-            f"schedule: {HERE}:ScalesOtherwise decided otherwise in other processes before step 3; got [], "
-            f"factors {{'blocks[0]': {0.5 + rank}}} in process {rank}. A schedule must decide from what is equal "
+            f"schedule: {HERE}:{schedule} decided otherwise in other processes before step 3; got "
+            f"{decided.format(rank=rank)}, warmup 0 in process {rank}. A schedule must decide from what is equal "
             "everywhere: the moment, and its own state. There is no checkpoint yet."
         )
 

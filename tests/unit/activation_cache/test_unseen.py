@@ -106,7 +106,7 @@ def test_the_precision_of_products_is_in_the_fingerprint(tmp_path: Path) -> None
 def test_a_model_inside_that_gets_fewer_inputs_runs_in_full(tmp_path: Path, left_out: str) -> None:
     batch = collate([{**row, "token_type_ids": [1] * len(row["input_ids"])} for row in ROWS[:4]])
     cache = cache_of(frozen_bert(), tmp_path)
-    inner = cache.model.bert  # type: ignore[union-attr]
+    inner = cache.model.get_submodule("bert")
     inputs = {name: value for name, value in batch.items() if name not in {left_out, "labels"}}
     cache.model.eval()
     with torch.no_grad():

@@ -13,6 +13,7 @@ from hf_freeze.config.schedule import SCHEDULE_OPTIONS
 from hf_freeze.errors import ConfigError, PlanError
 from hf_freeze.schedules import Choice, Moment, RunLength, Schedule, Statistics
 from hf_freeze.schedules.autofreeze import num_settled, relative_change
+from hf_freeze.schedules.freezing import FreezingSchedule
 from hf_freeze.schedules.plasticity import Series, plasticity, similarities, slope
 from tests.unit.schedules.courses import course_of, schedule_of
 
@@ -35,9 +36,14 @@ def asked(schedule: Schedule, step: int, num_steps: int, **gathered: Any) -> Cho
 def test_one_block_goes_on_training_where_the_last_are_frozen_from_the_start(options: Mapping[str, Any]) -> None:
     frozen = {"blocks[2]", "blocks[3]"}
     schedule = begun(100, options, frozen=frozen)
-    assert schedule.num_freezable == 1  # type: ignore[attr-defined]
+    assert isinstance(schedule, FreezingSchedule)
+    assert schedule.num_freezable == 1
     assert schedule.bounds == (frozen, frozen | {"embeddings", "blocks[0]"})
-    with pytest.raises(PlanError, match=r"schedule: \w+ has nothing to freeze; got a largest depth of 3\. "):
+    message = (
+        f"schedule: {options['type']} has nothing to freeze; got a largest depth of 3. 3 of 4 blocks are frozen at the "
+        "start, and one goes on training. Freeze less in the freeze section, or raise schedule.ceiling."
+    )
+    with pytest.raises(PlanError, match=f"^{re.escape(message)}$"):
         begun(100, options, frozen=frozen | {"blocks[1]"})
 
 
@@ -240,8 +246,8 @@ def test_a_schedule_that_would_freeze_everything_is_refused(name: str) -> None:
 @pytest.mark.parametrize("name", ["autofreeze", "plasticity"])
 def test_nothing_left_to_freeze_is_refused(name: str) -> None:
     message = (
-        f"schedule: {name} has nothing to freeze; got a largest depth of 2. 2 of 4 blocks are frozen at the start. "
-        "Freeze less in the freeze section, or raise schedule.ceiling."
+        f"schedule: {name} has nothing to freeze; got a largest depth of 2. 2 of 4 blocks are frozen at the start, "
+        "and one goes on training. Freeze less in the freeze section, or raise schedule.ceiling."
     )
     with pytest.raises(PlanError, match=f"^{re.escape(message)}$"):
         begun(100, {"type": name, "ceiling": 2}, frozen=["embeddings", *BLOCKS[:2]])
