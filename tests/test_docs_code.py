@@ -107,10 +107,7 @@ def test_the_readme_shows_the_real_plan_of_the_quickstart(
     with pytest.raises(SystemExit) as ended:
         main(["plan", "configs/quickstart.yaml", f"model.name_or_path={minilm_path}"])
     assert ended.value.code == 0
-    plan, _, rest = capsys.readouterr().out.partition("\nThe head is counted")
-    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    assert plan.strip() in readme
-    assert rest.partition("\n")[2].strip() in readme
+    assert capsys.readouterr().out.strip() in (REPOSITORY / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_readme_fits_a_few_screens() -> None:
