@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -17,8 +17,9 @@ from typing import Final, Self
 
 import xxhash
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
+
+from hf_freeze.training.earlier import checkpoint_steps, earlier_names
 
 MANIFEST_FILE: Final = "manifest.json"
 _CHUNK: Final = 1 << 18  # bytes read at a time: they stay in the processor's cache
@@ -134,18 +135,25 @@ def missing_files(folder: Path, *, has_config: bool) -> Iterator[str]:
 
 
 def newest_complete(run: Path) -> Path | None:
-    """Returns the complete checkpoint with the highest step in a run's folder, or None.
+    """Returns the newest complete checkpoint of the training that was started last in a folder, or None.
 
     Args:
         run: The output folder of a run.
     """
-    prefix = f"{PREFIX_CHECKPOINT_DIR}-"
-    steps = [
-        (int(path.name.removeprefix(prefix)), path)
-        for path in (run.iterdir() if run.is_dir() else ())
-        if path.is_dir() and path.name.startswith(prefix) and path.name.removeprefix(prefix).isdigit()
-    ]
-    return next((path for _, path in sorted(steps, reverse=True) if is_complete(path)), None)
+    return next(complete_checkpoints(run, besides=earlier_names(run)), None)
+
+
+def complete_checkpoints(run: Path, *, besides: Collection[str] = ()) -> Iterator[Path]:
+    """Yields the complete checkpoints in a folder, from the highest step to the lowest.
+
+    Args:
+        run: The output folder of a run.
+        besides: The names of those that are left out.
+    """
+    steps = checkpoint_steps(run)
+    for name in sorted(steps.keys() - set(besides), key=lambda name: steps[name], reverse=True):
+        if is_complete(run / name):
+            yield run / name
 
 
 def _flush(path: Path) -> None:

@@ -14,7 +14,7 @@ import dataclasses
 import logging
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from accelerate.utils import broadcast_object_list
@@ -57,7 +57,8 @@ class CheckpointMixin(PushingMixin, SchedulingMixin):
         """Trains as the Trainer does; True resumes from the newest complete checkpoint.
 
         Args:
-            resume_from_checkpoint: A checkpoint folder, or True for the newest complete one of the run.
+            resume_from_checkpoint: A checkpoint folder, or True for the newest complete one of the run that was started
+                last in the output folder.
             positional: As for the Trainer.
             keywords: As for the Trainer.
 
@@ -102,8 +103,7 @@ class CheckpointMixin(PushingMixin, SchedulingMixin):
             )
         if self.args.should_save:
             for name in others:
-                if (run / name).is_dir():
-                    rotation.remove_checkpoint(run / name)
+                rotation.remove_checkpoint(run / name)
 
     def _is_of_another_run(self, folder: Path) -> bool:
         """Returns whether a checkpoint is one of another plan, or of another trainer; one that was cut short is not."""
@@ -117,27 +117,39 @@ class CheckpointMixin(PushingMixin, SchedulingMixin):
 
     def _resumable(self, asked: str | bool) -> Path:
         if asked is True:
-            found = manifest.newest_complete(Path(str(self.args.output_dir)))
-            if found is not None:
-                return found
-            for folder in sorted(Path(str(self.args.output_dir)).glob(f"{PREFIX_CHECKPOINT_DIR}-*")):
-                checkpoint.refuse_pickled_weights(folder)
-            raise PlanError(
-                f"resume_from_checkpoint: no complete checkpoint to resume from; got the folder "
-                f"{self.args.output_dir!r}. A complete checkpoint holds {manifest.MANIFEST_FILE}. "
-                "Train without resume_from_checkpoint, or name a checkpoint folder."
-            )
+            run = Path(str(self.args.output_dir))
+            found = manifest.newest_complete(run)
+            if found is None:
+                self._refuse_to_resume(run)
+            return found
         folder = Path(str(asked))
         checkpoint.refuse_pickled_weights(folder)
         wrong = self._incomplete_files(folder)
         if wrong or not folder.is_dir():
-            newest = manifest.newest_complete(folder.parent)
+            newest = manifest.newest_complete(folder.parent) or next(manifest.complete_checkpoints(folder.parent), None)
             without = f", in which these files are missing or damaged: {', '.join(wrong)}" if folder.is_dir() else ""
             what = "this checkpoint is not complete" if folder.is_dir() else "there is no such folder"
             none = "There is no complete one beside it. Train without resume_from_checkpoint."
             remedy = none if newest is None else f"The newest complete one is {newest}. Resume from that one."
             raise PlanError(f"resume_from_checkpoint: {what}; got {str(asked)!r}{without}. {remedy}")
         return folder
+
+    def _refuse_to_resume(self, run: Path) -> NoReturn:
+        """Says why there is nothing to resume from in the folder of a run, and what is there."""
+        earlier = [folder.name for folder in manifest.complete_checkpoints(run)]
+        if earlier:
+            raise PlanError(
+                "resume_from_checkpoint: the run that was started last has no complete checkpoint; got the folder "
+                f"{str(run)!r}, in which these are of an earlier run: {', '.join(earlier[:3])}. Name one of them to "
+                "resume from it, or train without resume_from_checkpoint."
+            )
+        for folder in sorted(run.glob(f"{PREFIX_CHECKPOINT_DIR}-*")):
+            checkpoint.refuse_pickled_weights(folder)
+        raise PlanError(
+            f"resume_from_checkpoint: no complete checkpoint to resume from; got the folder {str(run)!r}. A complete "
+            f"checkpoint holds {manifest.MANIFEST_FILE}. Train without resume_from_checkpoint, or name a checkpoint "
+            "folder."
+        )
 
     def _incomplete_files(self, folder: Path) -> list[str]:
         """Returns the names of the files that are missing in a checkpoint or damaged."""
@@ -189,8 +201,7 @@ class CheckpointMixin(PushingMixin, SchedulingMixin):
 
     def _clear(self, folder: Path) -> None:
         """Makes place for a checkpoint, and marks it as one of hf_freeze: without a manifest, it is incomplete."""
-        if folder.is_dir():
-            rotation.remove_checkpoint(folder)  # What a killed save left behind, or another run.
+        rotation.remove_checkpoint(folder)  # What a killed save left behind, or another run.
         if not self._checkpoints_are_small:
             folder.mkdir(parents=True, exist_ok=True)
             trained = self.trained_plan.trainable_names

@@ -12,23 +12,29 @@ from typing import Final
 
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
 
+from hf_freeze.training.earlier import earlier_names, forget
+
 _REMOVED: Final = "_removed-"
 
 
 def remove_checkpoint(folder: Path) -> None:
-    """Removes a checkpoint.
+    """Removes a checkpoint, and what is noted of it.
 
     Args:
-        folder: The checkpoint folder.
+        folder: The checkpoint folder; it need not exist.
     """
-    gone = folder.with_name(f"{_REMOVED}{folder.name}")
-    shutil.rmtree(gone, ignore_errors=True)  # What a killed removal left behind.
-    folder.replace(gone)
-    shutil.rmtree(gone, ignore_errors=True)
+    if folder.is_dir():
+        gone = folder.with_name(f"{_REMOVED}{folder.name}")
+        shutil.rmtree(gone, ignore_errors=True)  # What a killed removal left behind.
+        folder.replace(gone)
+        shutil.rmtree(gone, ignore_errors=True)
+    forget(folder)
 
 
 def rotate(newest: Path, limit: int | None, *, best: str | None) -> None:
-    """Removes the oldest checkpoints of a run, as the Trainer does: the newest and the best one are kept.
+    """Removes the oldest checkpoints in a folder, as the Trainer does: the newest and the best one are kept.
+
+    Those of earlier runs go first.
 
     Args:
         newest: The folder of the checkpoint that was just written; the others lie beside it.
@@ -40,6 +46,8 @@ def rotate(newest: Path, limit: int | None, *, best: str | None) -> None:
     # The Trainer tells the newest by the clock, and by its step where the clock is too coarse.
     kept = {str(newest)} if best is None else {str(newest), str(Path(best))}
     others = [folder for folder in sort_checkpoints(str(newest.parent), use_mtime=True) if folder not in kept]
+    earlier = earlier_names(newest.parent)
+    others.sort(key=lambda folder: Path(folder).name not in earlier)
     for folder in others[: max(0, len(others) + len(kept) - max(limit, len(kept)))]:
         remove_checkpoint(Path(folder))
 

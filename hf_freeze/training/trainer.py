@@ -34,6 +34,7 @@ from hf_freeze.training.callbacks import AuditCallback, LearningRateCallback
 from hf_freeze.training.choosing import ChoosingMixin
 from hf_freeze.training.controller import Controller
 from hf_freeze.training.describing import DescribingMixin
+from hf_freeze.training.earlier import StartCallback
 from hf_freeze.training.loop import LoopMixin
 from hf_freeze.training.loss import count_items, loss_responds, scale_loss
 from hf_freeze.training.resuming import CheckpointMixin
@@ -104,6 +105,7 @@ class FreezeMixin(WatchingMixin, DescribingMixin, ChoosingMixin, LoopMixin, Chec
         shard_by_block(self.accelerator.state, self.model, self.plan)
         self.audit = AuditCallback(self)
         self.add_callback(self.audit)
+        self.add_callback(StartCallback(self))
         self._rates = LearningRateCallback()
         if self._has_groups:
             self.add_callback(self._rates)

@@ -44,7 +44,9 @@ class KillInRemoval:
                 os.kill(os.getpid(), signal.SIGKILL)
 
 
-def train(folder: Path, *, checkpoints: str, resume: bool | None = None, max_steps: int = 3, **options: Any) -> None:
+def train(
+    folder: Path, *, checkpoints: str, resume: str | bool | None = None, max_steps: int = 3, **options: Any
+) -> None:
     """Trains and saves at every step."""
     args = arguments(folder, save_strategy="steps", save_steps=1, max_steps=max_steps, **options)
     number = iter(range(1, 9))

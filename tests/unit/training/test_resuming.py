@@ -374,8 +374,10 @@ class TestFoldersOfOtherRuns:
         assert run(tmp_path, dropping_bert(), max_steps=1, **other).state.global_step == 1
         assert (tmp_path / "checkpoint-2" / checkpoint.WEIGHTS_FILE).read_bytes() == before
         with pytest.raises(PlanError, match="checkpoint-2: this checkpoint was written under another plan"):
-            run(tmp_path, dropping_bert(), resume=True, **other)
-        assert run(tmp_path, dropping_bert(), resume=str(tmp_path / "checkpoint-1"), max_steps=2, **other)
+            run(tmp_path, dropping_bert(), resume=str(tmp_path / "checkpoint-2"), **other)
+        assert run(tmp_path, dropping_bert(), resume=True, max_steps=2, **other).resumed_folder == (
+            tmp_path / "checkpoint-1"
+        )
 
 
 @pytest.fixture(scope="module")
