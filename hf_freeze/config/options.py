@@ -92,7 +92,7 @@ def _copied(value: object, path: KeyPath, found: list[Problem]) -> Any:
     if isinstance(value, Mapping) and all(type(key) in {str, int} for key in value):
         return {key: _copied(entry, (*path, key), found) for key, entry in value.items()}
     kinds = "text, numbers, true, false, null, lists and mappings from names"
-    found.append(Problem(path, f"is not plain data; got {shown(value)}. A config holds {kinds}."))
+    found.append(Problem(path, f"is not plain data; got {shown(value, path)}. A config holds {kinds}."))
     return value
 
 
@@ -129,7 +129,9 @@ def peft_method(name: object) -> str:
     method = str(name).upper()
     if method not in methods:
         meant = did_you_mean(method, methods)
-        raise ProblemsFound([Problem((), f"unknown PEFT method; got {name!r}. Methods: {listed(methods)}.{meant}")])
+        raise ProblemsFound(
+            [Problem((), f"unknown PEFT method; got {shown(name)}. Methods: {listed(methods)}.{meant}")]
+        )
     return method
 
 
@@ -187,7 +189,7 @@ def dataset_problems(options: Mapping[str, Any]) -> list[Problem]:
 
 
 def _refusal(key: str, value: object, refused: Refused) -> Problem:
-    return Problem((key,), f"is not set here; got {shown(value)}. {refused[key]}")
+    return Problem((key,), f"is not set here; got {shown(value, (key,))}. {refused[key]}")
 
 
 def _option_problems(
@@ -207,7 +209,7 @@ def _option_problems(
 
 def _misfit(key: str, value: object, hint: Any, owner: str) -> Problem:
     meant = did_you_mean(value, enumerated(hint)) if isinstance(value, str) else ""
-    text = f"does not fit {owner}; got {shown(value)}. There it is {described(hint)}.{meant or unquoted(value)}"
+    text = f"does not fit {owner}; got {shown(value, (key,))}. There it is {described(hint)}.{meant or unquoted(value)}"
     return Problem((key,), text)
 
 

@@ -11,13 +11,19 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from hf_freeze.errors import did_you_mean
+from hf_freeze.errors import did_you_mean, nearest
 
 Key = str | int
 KeyPath = tuple[Key, ...]
 
 _MOST_SHOWN = 120  # characters of a value that a message repeats
 _MOST_LISTED = 20  # known keys that a message lists
+
+# Where configs may hold credentials: they are not written beside the model, which is made to be shared, nor shown.
+SECRETS: Final = frozenset({"hub_token", "proxies", "storage_options", "token"})
+_HIDDEN: Final = "a value that is not shown"
+_TOKEN: Final = re.compile(r"hf_(?!freeze)\w{10,}")
+_ASSIGNED: Final = re.compile(rf"\b({'|'.join(sorted(SECRETS))})(\W*[:=]).+", re.DOTALL)  # in a line of text
 
 # What pydantic puts into the path of a value that may be of two types: they are no keys.
 LIST_TAG: Final = "[list]"
@@ -68,10 +74,25 @@ def dotted(path: KeyPath, *, root: str = "config") -> str:
     return ".".join(str(key) if re.fullmatch(r"[\w*/-]+", str(key)) else repr(key) for key in path) or root
 
 
-def shown(value: object) -> str:
-    """Returns a value as messages show it: its repr, cut where it is long."""
-    text = repr(value)
+def shown(value: object, path: Iterable[Key | None] = ()) -> str:
+    """Returns a value as messages show it: its repr, without credentials, cut where it is long.
+
+    Args:
+        value: The value.
+        path: The key that holds it and where that stands: what is under a key for credentials is not shown at all.
+    """
+    if not SECRETS.isdisjoint(path):
+        return _HIDDEN
+    text = _TOKEN.sub("hf_***", repr(_without_secrets(value)))
     return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
+
+
+def _without_secrets(value: object) -> object:
+    if type(value) is dict:
+        return {key: "***" if key in SECRETS else _without_secrets(entry) for key, entry in value.items()}
+    if type(value) is list:
+        return [_without_secrets(entry) for entry in value]
+    return _ASSIGNED.sub(r"\1\2 ***", value) if isinstance(value, str) else value
 
 
 def listed(words: Iterable[object]) -> str:
@@ -90,7 +111,8 @@ def unknown_key(path: KeyPath, value: object, known: Iterable[str], *, owner: st
     """
     known = sorted(known)
     names = ", ".join(known) if len(known) <= _MOST_LISTED or not owner else f"the {len(known)} {owner}"
-    return Problem(path, f"unknown key; got {shown(value)}. Known keys: {names}.{did_you_mean(str(path[-1]), known)}")
+    given = shown(value, (*path, nearest(str(path[-1]), known)))  # The value of a misspelled token is one, too.
+    return Problem(path, f"unknown key; got {given}. Known keys: {names}.{did_you_mean(str(path[-1]), known)}")
 
 
 def unquoted(value: object) -> str:
@@ -117,24 +139,26 @@ def problems_of(error: ValidationError, fields: Mapping[str, FieldInfo]) -> list
 def _translated(details: ErrorDetails, fields: Mapping[str, FieldInfo]) -> list[Problem]:
     kind, value, context = details["type"], details["input"], details.get("ctx", {})
     path = tuple(key for key in details["loc"] if key not in {LIST_TAG, RANGE_TAG})
+    given = shown(value, path)
     match kind:
         case "value_error" if isinstance(found := context["error"], ProblemsFound):
             return [problem.under(path) for problem in found.problems]
         case "string_type" if path[-1:] == ("[key]",):
-            return [Problem(path[:-2], f"has a key that is no name; got {shown(value)}. Keys are text there.")]
+            return [Problem(path[:-2], f"has a key that is no name; got {given}. Keys are text there.")]
         case "extra_forbidden" | "invalid_key":
             return [unknown_key(path, value if kind == "extra_forbidden" else path[-1], fields)]
         case "missing":
-            given = listed(value) if isinstance(value, Mapping) and value else "nothing"
-            return [Problem(path, f"required key is missing; got {given}. {_description(path, fields)} Add it.")]
+            there = listed(value) if isinstance(value, Mapping) and value else "nothing"
+            return [Problem(path, f"required key is missing; got {there}. {_description(path, fields)} Add it.")]
         case "literal_error":
             meant = did_you_mean(str(value), re.findall(r"'([^']*)'", context["expected"]))
-            return [Problem(path, f"is none of its values; got {shown(value)}. It takes {context['expected']}.{meant}")]
+            text = f"is none of its values; got {given}. It takes {context['expected']}.{meant}"
+            return [Problem(path, text)]
         case "model_type":
-            return [Problem(path, f"is not a mapping; got {shown(value)}. Known keys: {listed(fields)}.")]
+            return [Problem(path, f"is not a mapping; got {given}. Known keys: {listed(fields)}.")]
     sentence = _SENTENCES[kind].format(**context)
     hint = unquoted(value) if kind in {"int_type", "float_type"} else ""
-    return [Problem(path, f"{sentence}; got {shown(value)}. {_description(path, fields)}{hint}".rstrip())]
+    return [Problem(path, f"{sentence}; got {given}. {_description(path, fields)}{hint}".rstrip())]
 
 
 def _description(path: KeyPath, fields: Mapping[str, FieldInfo]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable
 from io import StringIO
-from typing import Any, Final
+from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.representer import SafeRepresenter
@@ -13,13 +13,10 @@ from ruamel.yaml.representer import SafeRepresenter
 from hf_freeze.config.freeze import FreezeConfig
 from hf_freeze.config.loading import parse_config
 from hf_freeze.config.options import as_plain
-from hf_freeze.config.problems import ProblemsFound
+from hf_freeze.config.problems import SECRETS, ProblemsFound
 from hf_freeze.config.schedule import ScheduleConfig
 from hf_freeze.config.schema import AdapterConfig, LearningRateMultipliers, RunConfig
 from hf_freeze.errors import ConfigError
-
-# Where configs may hold credentials: they are not written beside the model, which is made to be shared.
-SECRETS: Final = frozenset({"hub_token", "proxies", "storage_options", "token"})
 
 
 class _Representer(SafeRepresenter):

@@ -92,7 +92,7 @@ def read_yaml(
         mark = error.problem_mark or error.context_mark
         at = source if mark is None or place is not None else f"{source}:{mark.line + 1}:{mark.column + 1}"
         what = ", ".join(part for part in (error.context, error.problem) if part)
-        raise ConfigError(f"{at}: is not YAML; got {_line(text, mark)}. The reader says: {what}.") from None
+        raise ConfigError(f"{at}: is not YAML; got {_line(text, mark, path)}. The reader says: {what}.") from None
     except ReaderError as error:
         at = reader.at(text.count(_NEW_LINE, 0, error.position) + 1)
         raise ConfigError(f"{at}: is not YAML; got the character {chr(error.character)!r}. Remove it.") from None
@@ -181,7 +181,8 @@ class _Reader:
                 what = "has a merge key; got <<. YAML 1.2 has none. Use extends, or write the keys out."
                 self.problems.append(f"{where}: {dotted(path)}: {what}")
             elif key in entries:
-                what = f"stands twice; got {shown(value.plain())}. It is at {entries[key].where} too. Keep one of them."
+                given = shown(value.plain(), inside)
+                what = f"stands twice; got {given}. It is at {entries[key].where} too. Keep one of them."
                 self.problems.append(f"{where}: {dotted(inside)}: {what}")
             else:
                 entries[key] = value
@@ -237,7 +238,7 @@ def _measured(node: Located) -> tuple[int, int]:
     return 1 + sum(number for number, _ in measures), 1 + max((height for _, height in measures), default=0)
 
 
-def _line(text: str, mark: Any) -> str:
+def _line(text: str, mark: Any, path: KeyPath) -> str:
     lines = text.splitlines()
     number = mark.line if mark is not None else 0
-    return shown(lines[number].strip()) if number < len(lines) else "the end of the text"
+    return shown(lines[number].strip(), path) if number < len(lines) else "the end of the text"

@@ -14,7 +14,7 @@ from transformers import set_seed
 
 from hf_freeze.activation_cache.rows import token_lengths
 from hf_freeze.config import RunConfig
-from hf_freeze.config.writing import SECRETS
+from hf_freeze.config.problems import SECRETS
 from hf_freeze.errors import FreezeError
 from hf_freeze.insight.check import DataReport
 from hf_freeze.insight.monitor import MonitorCallback
