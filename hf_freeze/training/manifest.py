@@ -9,31 +9,21 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
 import xxhash
-from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
-from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
+from pydantic import TypeAdapter, ValidationError
 
 from hf_freeze.training.earlier import checkpoint_steps, earlier_names
 
 MANIFEST_FILE: Final = "manifest.json"
 _CHUNK: Final = 1 << 18  # bytes read at a time: they stay in the processor's cache
 _NUM_THREADS: Final = 4  # most of them wait for the disk
-# The files of the Trainer's own checkpoints, and the forms that each may have: adapters of other names than the default
-# have a folder each, and each of several processes has a random state.
-_FILES_OF_TRAINER: Final[Mapping[str, tuple[str, ...]]] = {
-    CONFIG_NAME: (CONFIG_NAME, "**/adapter_config.json"),
-    SAFE_WEIGHTS_NAME: (SAFE_WEIGHTS_NAME, f"{SAFE_WEIGHTS_NAME}.index.json", "**/adapter_model.safetensors"),
-    OPTIMIZER_NAME: (OPTIMIZER_NAME,),
-    "rng_state.pth": ("rng_state.pth", "rng_state_*.pth"),
-    SCHEDULER_NAME: (SCHEDULER_NAME,),
-    TRAINER_STATE_NAME: (TRAINER_STATE_NAME,),
-}
+_ENTRIES: Final = TypeAdapter(dict[str, tuple[int, str]])
 
 
 class ManifestWriter:
@@ -111,27 +101,33 @@ def damaged_files(folder: Path) -> Iterator[str]:
     Args:
         folder: A checkpoint folder.
     """
-    try:
-        entries = json.loads((folder / MANIFEST_FILE).read_text())
-    except (OSError, ValueError):
+    entries = _entries(folder)
+    if not entries:
         yield MANIFEST_FILE
-        return
-    for name, (size, digest) in entries.items():
-        file = folder / name
-        if not file.is_file() or file.stat().st_size != size or _file_digest(file) != digest:
-            yield name
+    yield from (name for name, (size, digest) in entries.items() if not _is_as(folder / name, size, digest))
 
 
-def missing_files(folder: Path, *, has_config: bool) -> Iterator[str]:
-    """Yields the names of the files that a checkpoint of the plain Trainer, which has no manifest, lacks.
+def is_intact(folder: Path, name: str) -> bool:
+    """Returns whether the manifest names a file, which is there with its size and digest.
 
     Args:
-        folder: A checkpoint folder of one that is not sharded.
-        has_config: Whether the model is one of Transformers or PEFT, beside which a config is saved.
+        folder: A checkpoint folder.
+        name: The file.
     """
-    for name, patterns in _FILES_OF_TRAINER.items():
-        if (has_config or name != CONFIG_NAME) and not any(any(folder.glob(pattern)) for pattern in patterns):
-            yield name
+    entries = _entries(folder)
+    return name in entries and _is_as(folder / name, *entries[name])
+
+
+def _entries(folder: Path) -> dict[str, tuple[int, str]]:
+    """Returns size and digest of every file that a manifest names; none where it is missing or damaged."""
+    try:
+        return _ENTRIES.validate_json((folder / MANIFEST_FILE).read_bytes())
+    except (OSError, ValidationError):
+        return {}
+
+
+def _is_as(file: Path, size: int, digest: str) -> bool:
+    return file.is_file() and file.stat().st_size == size and _file_digest(file) == digest
 
 
 def newest_complete(run: Path) -> Path | None:

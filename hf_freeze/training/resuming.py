@@ -29,7 +29,7 @@ from hf_freeze.config import SaveConfig
 from hf_freeze.errors import PlanError
 from hf_freeze.plan.apply import apply_plan
 from hf_freeze.plan.wrappers import unwrap_model
-from hf_freeze.training import checkpoint, manifest, rotation
+from hf_freeze.training import checkpoint, foreign, manifest, rotation
 from hf_freeze.training.callbacks import AuditCallback
 from hf_freeze.training.pushing import PushingMixin
 from hf_freeze.training.record import remove_models, training_record, write_record
@@ -70,8 +70,8 @@ class CheckpointMixin(PushingMixin, SchedulingMixin):
         folder: str | None = None
         if resume_from_checkpoint:
             found = self._resumable(resume_from_checkpoint)
-            if (found / checkpoint.STATE_FILE).exists() and not self._allow_changed_plan:
-                checkpoint.check_plan(self.base_plan, found, self._schedule_record)
+            if not self._allow_changed_plan:
+                self._check_same_plan(found)
             folder = str(found)
         self.resumed_folder = None if folder is None else Path(folder)
         self._keep_apart()
@@ -79,6 +79,23 @@ class CheckpointMixin(PushingMixin, SchedulingMixin):
         if self.args.should_save:
             rotation.remove_leftovers(Path(str(self.args.output_dir)))
         return super().train(folder, *positional, **keywords)
+
+    def _check_same_plan(self, folder: Path) -> None:
+        """Refuses a checkpoint of another plan; that of the plain Trainer tells no more than what it optimised."""
+        if (folder / checkpoint.STATE_FILE).exists():
+            checkpoint.check_plan(self.base_plan, folder, self._schedule_record)
+            return
+        if self._is_sharded:
+            return
+        made, held = self.optimizer, foreign.group_sizes(folder)
+        current = _group_sizes(self.create_optimizer())
+        self.optimizer = made
+        if held != current:
+            raise PlanError(
+                f"{folder}: this checkpoint was written under another plan; got an optimizer with "
+                f"{_spelled(held)}. Under this plan it has {_spelled(current)}. Restore the plan of that run, or set "
+                "allow_changed_plan to true (the weights are kept, the optimizer starts anew)."
+            )
 
     def _keep_apart(self) -> None:
         """Refuses an output folder with checkpoints of another run, or removes them where `save.overwrite` says so.
@@ -109,7 +126,7 @@ class CheckpointMixin(PushingMixin, SchedulingMixin):
         """Returns whether a checkpoint is one of another plan, or of another trainer; one that was cut short is not."""
         if not (folder / checkpoint.STATE_FILE).exists():
             return (folder / TRAINER_STATE_NAME).exists()
-        if not (folder / manifest.MANIFEST_FILE).exists() or self._is_same_plan(folder):
+        if not manifest.is_intact(folder, checkpoint.STATE_FILE) or self._is_same_plan(folder):
             return False
         recorded, chosen = checkpoint.read_chosen(folder), self.base_plan.chosen
         # The same request may have chosen another plan.
@@ -159,8 +176,9 @@ class CheckpointMixin(PushingMixin, SchedulingMixin):
             return sorted(found if (folder / TRAINER_STATE_NAME).is_file() else {*found, TRAINER_STATE_NAME})
         if self._is_sharded:
             return [] if (folder / TRAINER_STATE_NAME).is_file() else [TRAINER_STATE_NAME]
-        has_config = isinstance(unwrap_model(self.model), (PreTrainedModel, PeftModel))
-        return sorted(manifest.missing_files(folder, has_config=has_config))
+        inner = unwrap_model(self.model)
+        kind = {"is_adapted": isinstance(inner, PeftModel), "has_config": isinstance(inner, PreTrainedModel)}
+        return sorted(foreign.unsound_files(folder, **kind))
 
     @property
     def _schedule_record(self) -> dict[str, Any] | None:
@@ -316,9 +334,14 @@ class CheckpointMixin(PushingMixin, SchedulingMixin):
     def _is_same_plan(self, folder: Path) -> bool:
         return checkpoint.same_plan(folder, self.base_plan, self._schedule_record)
 
+    def _has_its_optimizer(self, folder: Path) -> bool:
+        if (folder / checkpoint.STATE_FILE).exists():
+            return self._is_same_plan(folder)
+        return self._is_sharded or foreign.group_sizes(folder) == _group_sizes(self.optimizer)
+
     def _load_optimizer_and_scheduler(self, checkpoint_folder: str | None) -> None:
         folder = Path(checkpoint_folder) if checkpoint_folder is not None else None
-        if folder is None or not (folder / checkpoint.STATE_FILE).exists() or self._is_same_plan(folder):
+        if folder is None or self._has_its_optimizer(folder):
             super()._load_optimizer_and_scheduler(checkpoint_folder)
             return
         logger.warning("The plan changed since %s was written: the optimizer starts anew.", folder)
@@ -327,3 +350,11 @@ class CheckpointMixin(PushingMixin, SchedulingMixin):
             # The scheduler is moved to the resumed step before the new optimizer has made one.
             warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
             self.lr_scheduler.step()
+
+
+def _spelled(sizes: list[int] | None) -> str:
+    return "no groups of parameters" if sizes is None else f"groups of {' and '.join(map(str, sizes))} parameters"
+
+
+def _group_sizes(optimizer: Any) -> list[int]:
+    return [len(group["params"]) for group in optimizer.param_groups]

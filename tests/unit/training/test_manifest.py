@@ -10,7 +10,14 @@ import pytest
 import torch
 
 from hf_freeze.training import FreezeTrainer
-from hf_freeze.training.manifest import MANIFEST_FILE, ManifestWriter, is_complete, write_manifest
+from hf_freeze.training.manifest import (
+    MANIFEST_FILE,
+    ManifestWriter,
+    damaged_files,
+    is_complete,
+    is_intact,
+    write_manifest,
+)
 from tests.tiny import tiny_bert
 from tests.unit.training.runs import arguments, rows
 
@@ -43,6 +50,26 @@ def test_a_changed_last_byte_is_noticed(tmp_path: Path, size: int) -> None:
     assert is_complete(tmp_path)
     file.write_bytes(bytes(size - 1) + b"\1")
     assert not is_complete(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "{}", "3", '{"weights": 1}', '{"weights": [4]}', '{"weights": [4, 5]}']
+)
+def test_a_manifest_that_says_nothing_makes_a_checkpoint_incomplete(tmp_path: Path, content: str) -> None:
+    (tmp_path / "weights").write_bytes(b"1234")
+    (tmp_path / MANIFEST_FILE).write_text(content)
+    assert list(damaged_files(tmp_path)) == [MANIFEST_FILE]
+    assert not is_intact(tmp_path, "weights")
+
+
+def test_a_file_is_intact_where_the_manifest_has_its_digest(tmp_path: Path) -> None:
+    (tmp_path / "weights").write_bytes(b"1234")
+    write_manifest(tmp_path)
+    (tmp_path / "other").write_bytes(b"1234")
+    assert is_intact(tmp_path, "weights")
+    assert not is_intact(tmp_path, "other")
+    (tmp_path / "weights").write_bytes(b"1235")
+    assert not is_intact(tmp_path, "weights")
 
 
 @pytest.mark.parametrize(("checkpoints", "has_checksums"), [("small", False), ("full", True)])

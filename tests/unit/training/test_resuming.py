@@ -354,6 +354,13 @@ class TestFoldersOfOtherRuns:
         with pytest.raises(PlanError, match=r"checkpoints of another run; got .* with checkpoint-7\."):
             run(tmp_path, dropping_bert(), resume=elsewhere, max_steps=2, save_total_limit=2)
 
+    @pytest.mark.parametrize("content", ["", "{", "[]", '{"format_version": 9}'])
+    def test_one_whose_state_is_damaged_counts_as_cut_short(self, tmp_path: Path, content: str) -> None:
+        run(tmp_path, dropping_bert(), max_steps=2, **FROZEN)
+        (tmp_path / "checkpoint-2" / checkpoint.STATE_FILE).write_text(content)
+        run(tmp_path, dropping_bert(), max_steps=1, save_total_limit=1, **FROZEN)
+        assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
+
     def test_they_are_removed_where_that_is_asked_for(self, tmp_path: Path) -> None:
         run(tmp_path, dropping_bert(), max_steps=2, **FROZEN)
         options = {"freeze": {"blocks": {"first": 3}}, "save": {"overwrite": True}}
