@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -15,7 +15,7 @@ from hf_freeze.activation_cache.checks import reason_of_plan
 from hf_freeze.activation_cache.records import STORED_DTYPES
 from hf_freeze.activation_cache.store import size_in_file
 from hf_freeze.errors import ConfigError
-from hf_freeze.plan.apply import apply_plan
+from hf_freeze.plan.apply import apply_plan, plan_of
 from hf_freeze.plan.cost import (
     CacheCost,
     PlanCost,
@@ -32,7 +32,7 @@ from hf_freeze.plan.prepare import freeze_model
 from hf_freeze.plan.resolve import FreezePlan
 from hf_freeze.plan.table import PlanTable
 from hf_freeze.plan.timing import DEFAULT_RATES, HALF_PRECISION_FACTORS, Rates, RunLength, Speedup, Timing, timing
-from hf_freeze.plan.tracing import StepTrace, trace_step
+from hf_freeze.plan.tracing import StepTrace, Work, trace_step
 from hf_freeze.run.batches import Batch, batches_of, width
 from hf_freeze.run.outlining import outlined, schedule_cost
 from hf_freeze.run.planning import Prepared, empty_model, prepare, prepared_table, request_for
@@ -57,6 +57,7 @@ class Traces:
         evaluation: Its forward pass on a typical batch.
         full: A typical step of full fine-tuning.
         loop: A typical step of the frozen loop.
+        whole: The plan of full fine-tuning.
     """
 
     step: StepTrace
@@ -65,6 +66,7 @@ class Traces:
     evaluation: StepTrace
     full: StepTrace
     loop: StepTrace
+    whole: FreezePlan
 
 
 def plan_cost(
@@ -225,18 +227,18 @@ def _trace(made: Prepared, typical: Batch, longest: Batch, *, autocast: torch.dt
         apply_plan(model, replace(plan, keep_dropout=True))
         loop = step(model, typical)
         apply_plan(model, plan)
-    full = common
+    full, whole = common, plan
     if plan.frozen_names:
-        whole = freeze_model(
+        rival = freeze_model(
             empty_model(made.request.model, num_labels=made.num_labels or 2),
             blocks_path=made.request.model.blocks_path,
         )
-        full = step(whole, typical)
+        full, whole = step(rival, typical), plan_of(rival)
     checkpointed = None
     if made.base.supports_gradient_checkpointing:
         with activation_checkpointing(made.base):
             checkpointed = step(model, longest)
-    return Traces(common, at_longest, checkpointed, evaluation, full, loop)
+    return Traces(common, at_longest, checkpointed, evaluation, full, loop, whole)
 
 
 def _with_peaks(cost: PlanCost, made: Prepared, traces: Traces, *, accumulates: bool) -> PlanCost:
@@ -269,18 +271,16 @@ def _with_speed(
 ) -> PlanCost:
     prefix = prefix_roles(made.plan)
 
-    def timed(step: StepTrace, trained: Mapping[str, int]) -> Timing:
-        update = optimizer_work(trained["gradients"], trained["optimizer"], clips=settings.clips)
+    def timed(step: StepTrace, plan: FreezePlan) -> Timing:
+        update = _update(plan, settings, cost.processes)
         return timing(
             step, traces.evaluation, rates=rates, update=update, accumulation=settings.accumulation, prefix=prefix
         )
 
-    own = {"gradients": cost.total.gradients, "optimizer": cost.total.optimizer}
-    everything = {"gradients": cost.total.weights, "optimizer": 2 * cost.total.weights}
     plan, full, loop = (
-        timed(traces.step, own),
-        timed(traces.full, everything),
-        timed(traces.loop, own),
+        timed(traces.step, made.plan),
+        timed(traces.full, traces.whole),
+        timed(traces.loop, made.plan),
     )
     cost = replace(cost, over_full=_speedup(full, plan, length), over_loop=_speedup(loop, plan, length))
     if not _is_cached(made):
@@ -307,25 +307,30 @@ def _with_schedule(
     found = outlined(made, num_processes=cost.processes.count)
     if found is None:
         return cost
-    optimizer = optimizer_kind(settings.optimizer, settings.optimizer_options)
     half, on_gpu = _HALVES.get(cost.processes.precision), cost.processes.device != "cpu"
 
     def timed(plan: FreezePlan) -> tuple[Timing, bool]:
         apply_plan(made.model, plan)
         made.model.train()
         step = trace_step(made.model, batch, autocast=half, fuses_attention=on_gpu)
-        total = added_up("all", role_costs(plan, optimizer=optimizer, processes=cost.processes))
-        update = optimizer_work(total.gradients, total.optimizer, clips=settings.clips)
+        update = _update(plan, settings, cost.processes)
         prefix, accumulation = prefix_roles(plan), settings.accumulation
         is_on = made.request.activation_cache.enabled is not False and reason_of_plan(plan) is None
         parts = timing(step, traces.evaluation, rates=rates, update=update, accumulation=accumulation, prefix=prefix)
         return parts, is_on
 
-    everything = optimizer_work(cost.total.weights, 2 * cost.total.weights, clips=settings.clips)
+    everything = _update(traces.whole, settings, cost.processes)
     full = timing(traces.full, traces.evaluation, rates=rates, update=everything, accumulation=settings.accumulation)
     cost = replace(cost, schedule=schedule_cost(found, length, full, timed))
     apply_plan(made.model, found.scheduled.start)
     return cost
+
+
+def _update(plan: FreezePlan, settings: Settings, processes: Processes) -> Work:
+    """Returns what the optimizer does in a step of a plan, in each process."""
+    kind = optimizer_kind(settings.optimizer, settings.optimizer_options)
+    total = added_up("all", role_costs(plan, optimizer=kind, processes=processes))
+    return optimizer_work(total.gradients, total.optimizer, clips=settings.clips)
 
 
 def _speedup(other: Timing, own: Timing, length: RunLength | None, *, cached: bool = False) -> Speedup:

@@ -82,12 +82,30 @@ def test_speed_ups_are_in_the_order_that_less_work_gives(config: Path) -> None:
     assert most.cached_over_full.step > half.cached_over_full.step
 
 
-def test_full_training_is_as_fast_as_itself(config: Path) -> None:
-    cost = plan_cost(str(config), ["freeze=null"])
+@pytest.mark.parametrize(
+    ("optimizer", "processes"),
+    [
+        *((name, None) for name in ("adamw_torch", "sgd", "adafactor", "adamw_8bit")),
+        *(("adamw_torch", name) for name in ("two_cpu", "ddp", "fsdp2", "deepspeed_zero2", "deepspeed_zero3")),
+        ("sgd", "ddp"),
+    ],
+)
+def test_full_training_is_as_fast_as_itself(config: Path, optimizer: str, processes: str | None) -> None:
+    spread = None if processes is None else str(REPOSITORY / "accelerate_configs" / f"{processes}.yaml")
+    overrides = ["freeze=null", f"training.optim={optimizer}"]
+    cost = plan_cost(str(config), overrides, accelerate_config=spread)
     assert cost.over_full is not None
     assert (cost.over_full.step, cost.over_full.run) == (1, 1)
     assert cost.over_loop == cost.over_full
     assert (cost.cache, cost.cached_over_full, cost.peak_cached) == (None, None, None)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw_torch", "sgd"])
+def test_a_schedule_that_freezes_nothing_is_as_fast_as_full_training(config: Path, optimizer: str) -> None:
+    schedule = "schedule={type: phases, phases: [{freeze: {blocks: none}}]}"
+    cost = plan_cost(str(config), ["freeze=null", schedule, f"training.optim={optimizer}"])
+    assert cost.schedule is not None
+    assert cost.schedule.over_full == (1, 1)
 
 
 def test_adapters_are_counted(config: Path) -> None:
