@@ -2,7 +2,8 @@
 
 - `steps`: steps of a plain `Trainer` in full, of the frozen loop and of each plan, interleaved in one process
   (`benchmarks/pacing.py`), beside the predicted speed-ups. All train on the same batches in the same order.
-- `runs`: whole runs with an evaluation after each epoch, from making the trainer to the end, the cache built in each.
+- `runs`: whole runs with an evaluation after each epoch, from making the trainer to the evaluation of validation and
+  test rows at the end, the cache built in each.
 - `memory`: the most bytes that torch's allocator had handed out at once in a training step (its own profiler), and the
   growth of the anonymous memory of a fresh process, beside the predicted peak; the growth with an allocator that gives
   back what is freed, and with glibc's as it is.
@@ -101,7 +102,8 @@ def predicted(plan: Contender, options: argparse.Namespace) -> PlanCost:
             f"model: {{name_or_path: {folder}}}\n"
             f"data: {{load_dataset: {{path: {REVIEWS}}}, max_length: {options.max_length}, "
             "labels: [negative, positive], "
-            f"splits: {{train: 'train[:{options.rows}]', validation: 'validation[:{options.evaluation_rows}]'}}}}\n"
+            f"splits: {{train: 'train[:{options.rows}]', validation: 'validation[:{options.evaluation_rows}]', "
+            f"test: 'test[:{options.evaluation_rows}]'}}}}\n"
             f"training: {{output_dir: {folder}/out, use_cpu: true, num_train_epochs: {options.epochs}, "
             f"eval_strategy: epoch, per_device_eval_batch_size: {options.batch_size}, "
             f"per_device_train_batch_size: {options.batch_size}}}\n"
@@ -158,6 +160,8 @@ def step_lines(options: argparse.Namespace) -> list[str]:
 def run_lines(options: argparse.Namespace) -> list[str]:
     """Returns the table of `runs`."""
     reviews = load_reviews(options)
+    few = {"num_rows": options.evaluation_rows, "max_length": options.max_length, "seed": options.seed}
+    test = review_rows(reviews.tokenizer, "test", **few)
     taken: dict[str, list[float]] = {plan.name: [] for plan in PLANS}
     draw = random.Random(options.seed)
     for _ in range(options.repeats):
@@ -167,6 +171,8 @@ def run_lines(options: argparse.Namespace) -> list[str]:
                 length = {"num_train_epochs": options.epochs, "eval_strategy": "epoch"}
                 trainer = _trainer(reviews, plan, folder=Path(folder), options=options, **length)
                 trainer.train()
+                trainer.evaluate()
+                trainer.evaluate(test)
                 taken[plan.name].append(time.perf_counter() - start)
             if plan.cached:
                 require_cache(trainer)

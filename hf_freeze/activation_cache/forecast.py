@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
-from datasets import Dataset
 
 from hf_freeze.activation_cache.checks import prefix_end, reason_of_plan
 from hf_freeze.activation_cache.records import STORED_DTYPES, dtype_name
-from hf_freeze.activation_cache.rows import token_lengths
 from hf_freeze.activation_cache.store import size_in_file
 from hf_freeze.config import ActivationCacheConfig
+from hf_freeze.config.sizes import spell_size
 from hf_freeze.plan.resolve import FreezePlan
 
 
@@ -33,21 +33,41 @@ def forecast_depth(plan: FreezePlan, section: ActivationCacheConfig) -> str | No
     )
 
 
+@dataclass(frozen=True)
+class CacheSize:
+    """What the cache would hold.
+
+    Attributes:
+        num_rows: Rows.
+        num_tokens: Their tokens, padding left out.
+        num_bytes: Bytes on the disk.
+        dtype: What is stored.
+    """
+
+    num_rows: int
+    num_tokens: int
+    num_bytes: int
+    dtype: torch.dtype
+
+    @property
+    def sentence(self) -> str:
+        """The size for a reader."""
+        rows_and_tokens = f"{self.num_rows:,} rows of {self.num_tokens:,} tokens"
+        size = f"{spell_size(self.num_bytes)} of the disk, as {dtype_name(self.dtype)}"
+        return f"For {rows_and_tokens} it takes about {size}."
+
+
 def forecast_size(
-    splits: Iterable[Dataset | None], section: ActivationCacheConfig, *, hidden_size: int, dtype: torch.dtype
-) -> str | None:
-    """Returns a sentence about the size of the cache on disk, or None where rows have no tokens.
+    lengths: Sequence[int], section: ActivationCacheConfig, *, hidden_size: int, dtype: torch.dtype
+) -> CacheSize:
+    """Returns how much of the disk the cache takes for rows, each of which is stored without padding.
 
     Args:
-        splits: Tokenised rows that training and evaluation will use; each is stored without padding.
+        lengths: How long the rows are, in tokens.
         section: The `activation_cache` section.
         hidden_size: H.
         dtype: What the model computes in; it is stored where the section names no other.
     """
     stored = STORED_DTYPES.get(section.dtype, dtype)
-    lengths = [length for rows in splits if rows is not None for length in token_lengths(rows) or ()]
-    if not lengths:
-        return None
     size = sum(size_in_file(length * hidden_size * stored.itemsize) for length in lengths)
-    rows_and_tokens = f"{len(lengths):,} rows of {sum(lengths):,} tokens"
-    return f"For {rows_and_tokens} it takes about {size / 1e6:,.0f} MB of the disk, as {dtype_name(stored)}."
+    return CacheSize(len(lengths), sum(lengths), size, stored)

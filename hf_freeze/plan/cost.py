@@ -204,7 +204,7 @@ class CacheCost:
     """What the activation cache costs.
 
     Attributes:
-        num_rows: Rows that are stored.
+        num_rows: Rows of the splits that a run goes through, each stored once it gets there.
         num_bytes: Bytes on the disk.
         build_flops: Floating-point operations of the build.
         build_steps: What the build takes, in updates of the plan without the cache.

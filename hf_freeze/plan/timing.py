@@ -65,7 +65,7 @@ class Speedup:
 
     Attributes:
         step: Of an update.
-        run: Of the whole run, its evaluations and the build of the cache included; None where the data is not known.
+        run: Of the whole run, all evaluations and the build of the cache included; None where the data is not known.
     """
 
     step: float
@@ -79,14 +79,12 @@ class RunLength:
     Attributes:
         num_steps: Updates.
         accumulation: Batches per update.
-        num_evaluations: How often the evaluation rows are gone through while training.
-        evaluation_batches: What an evaluation takes, in batches of training.
+        evaluation_batches: What all evaluations take together, in batches of training.
         build_batches: What filling the activation cache takes, in batches of training; there is no padding in it.
     """
 
     num_steps: int
     accumulation: int = 1
-    num_evaluations: float = 0.0
     evaluation_batches: float = 0.0
     build_batches: float = 0.0
 
@@ -109,8 +107,7 @@ class Timing:
 
     def run(self, length: RunLength) -> float:
         """Returns how long a run takes without the activation cache."""
-        evaluations = length.num_evaluations * length.evaluation_batches
-        return length.num_steps * self.step + evaluations * self.evaluation
+        return length.num_steps * self.step + length.evaluation_batches * self.evaluation
 
     def cached_step(self) -> float:
         """Returns how long an update takes behind the activation cache."""
@@ -118,8 +115,8 @@ class Timing:
 
     def cached_run(self, length: RunLength) -> float:
         """Returns how long a run takes with the activation cache, its build included."""
-        evaluations = length.num_evaluations * length.evaluation_batches
-        served = length.num_steps * self.cached_step() + evaluations * (self.evaluation - self.prefix_evaluation)
+        evaluations = length.evaluation_batches * (self.evaluation - self.prefix_evaluation)
+        served = length.num_steps * self.cached_step() + evaluations
         return served + self.build(length)
 
     def build(self, length: RunLength) -> float:

@@ -12,8 +12,6 @@ import torch
 from torch import nn
 
 from hf_freeze.activation_cache.checks import reason_of_plan
-from hf_freeze.activation_cache.records import STORED_DTYPES
-from hf_freeze.activation_cache.store import size_in_file
 from hf_freeze.errors import ConfigError
 from hf_freeze.plan.apply import apply_plan, plan_of
 from hf_freeze.plan.cost import (
@@ -35,7 +33,7 @@ from hf_freeze.plan.timing import DEFAULT_RATES, HALF_PRECISION_FACTORS, Rates, 
 from hf_freeze.plan.tracing import StepTrace, Work, trace_step
 from hf_freeze.run.batches import Batch, batches_of, width
 from hf_freeze.run.outlining import outlined, schedule_cost
-from hf_freeze.run.planning import Prepared, empty_model, prepare, prepared_table, request_for
+from hf_freeze.run.planning import Prepared, cache_size, empty_model, prepare, prepared_table, request_for
 from hf_freeze.run.processes import processes_of
 from hf_freeze.run.profiling import with_seconds
 from hf_freeze.run.settings import Lengths, Settings, lengths_of
@@ -342,14 +340,12 @@ def _speedup(other: Timing, own: Timing, length: RunLength | None, *, cached: bo
 
 
 def _cache_cost(made: Prepared, traces: Traces, plan: Timing, length: RunLength, lengths: Lengths) -> CacheCost:
-    stored = STORED_DTYPES.get(made.request.activation_cache.dtype, made.base.dtype)
-    hidden = made.base.config.get_text_config().hidden_size
-    rows = [*lengths.train, *(lengths.validation if length.num_evaluations else ())]
+    size = cache_size(made.request.activation_cache, lengths, made.base)
     roles = (ROLE_EMBEDDINGS, *prefix_roles(made.plan))
     flops = sum(traces.evaluation.roles[role].forward.flops for role in roles if role in traces.evaluation.roles)
     return CacheCost(
-        num_rows=len(rows),
-        num_bytes=sum(size_in_file(tokens * hidden * stored.itemsize) for tokens in rows),
+        num_rows=size.num_rows,
+        num_bytes=size.num_bytes,
         build_flops=round(flops * length.build_batches),
         build_steps=plan.build(length) / plan.step,
     )

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
-from hf_freeze.activation_cache.forecast import forecast_depth, forecast_size
+from hf_freeze.activation_cache.forecast import CacheSize, forecast_depth, forecast_size
 from hf_freeze.config import (
     ActivationCacheConfig,
     DataConfig,
@@ -36,6 +36,7 @@ from hf_freeze.plan.prepare import freeze_model
 from hf_freeze.plan.resolve import FreezePlan
 from hf_freeze.plan.table import LayoutTable, PlanTable, layout_table, plan_table
 from hf_freeze.run.choosing import chosen_by_weights, undecided_note
+from hf_freeze.run.settings import Lengths, lengths_of
 from hf_freeze.tasks import LoadedModel, PreparedData, Task, get_task
 from hf_freeze.training.scheduled import Scheduled, schedule_plan
 
@@ -234,12 +235,22 @@ def with_size(
     table: PlanTable, section: ActivationCacheConfig, data: PreparedData, model: PreTrainedModel
 ) -> PlanTable:
     """Adds how much of the disk the cache takes, where there is something to cache."""
-    if not table.cache or section.enabled is False:
+    lengths = lengths_of(data)
+    if not table.cache or section.enabled is False or lengths is None:
         return table
-    size = forecast_size(
-        (data.train, data.validation, data.test), section, hidden_size=model.config.hidden_size, dtype=model.dtype
-    )
-    return table if size is None else replace(table, cache=(*table.cache, size))
+    return replace(table, cache=(*table.cache, cache_size(section, lengths, model).sentence))
+
+
+def cache_size(section: ActivationCacheConfig, lengths: Lengths, model: PreTrainedModel) -> CacheSize:
+    """Returns how much of the disk the cache takes for all rows that a run goes through.
+
+    Args:
+        section: The `activation_cache` section.
+        lengths: How long the rows are.
+        model: The model.
+    """
+    hidden = model.config.get_text_config().hidden_size
+    return forecast_size(lengths.of_all, section, hidden_size=hidden, dtype=model.dtype)
 
 
 def request_for(

@@ -27,11 +27,18 @@ class Lengths:
 
     Attributes:
         train: Of every row that is trained on.
-        validation: Of every row that is evaluated on while training.
+        validation: Of every row that is evaluated on while training and at the end.
+        test: Of every row that is evaluated on at the end.
     """
 
     train: Sequence[int]
     validation: Sequence[int]
+    test: Sequence[int]
+
+    @property
+    def of_all(self) -> tuple[int, ...]:
+        """Of every row that a run goes through."""
+        return (*self.train, *self.validation, *self.test)
 
 
 class Settings:
@@ -90,20 +97,21 @@ class Settings:
         if num_steps <= 0:
             num_steps = math.ceil(steps_an_epoch * float(self._values["num_train_epochs"]))
         tokens_a_batch = self.batch_size * self.padded_length(lengths.train)
-        num_evaluations = self._num_evaluations(num_steps, steps_an_epoch) if lengths.validation else 0
-        evaluated = built = 0.0
-        if num_evaluations:
-            evaluated = len(lengths.validation) * self.padded_length(lengths.validation, evaluates=True)
-            built += sum(lengths.validation)
-        # Rows that training does not get through are computed as they come.
-        built += min(1.0, num_steps / steps_an_epoch) * sum(lengths.train)
+        # `train` ends with an evaluation, whatever is evaluated while training.
+        passes = 1 + self._num_evaluations(num_steps, steps_an_epoch)
+        evaluated = passes * self._evaluated_tokens(lengths.validation) + self._evaluated_tokens(lengths.test)
+        # Rows that training does not get through are not computed.
+        built = min(1.0, num_steps / steps_an_epoch) * sum(lengths.train)
+        built += sum(lengths.validation) + sum(lengths.test)
         return RunLength(
             num_steps=num_steps,
             accumulation=self.accumulation,
-            num_evaluations=num_evaluations,
             evaluation_batches=evaluated / tokens_a_batch / num_processes,
             build_batches=built / tokens_a_batch / num_processes,
         )
+
+    def _evaluated_tokens(self, lengths: Sequence[int]) -> int:
+        return len(lengths) * self.padded_length(lengths, evaluates=True) if lengths else 0
 
     def scheduled_length(self, lengths: Lengths | None, *, num_processes: int) -> ScheduledLength:
         """Returns how long a run is for its schedule; a length is assumed where the rows are not known.
@@ -141,5 +149,5 @@ def lengths_of(data: PreparedData) -> Lengths | None:
         data: The rows.
     """
     train = token_lengths(data.train)
-    validation = None if data.validation is None else token_lengths(data.validation)
-    return Lengths(train, validation or []) if train else None
+    evaluated = (None if rows is None else token_lengths(rows) for rows in (data.validation, data.test))
+    return Lengths(train, *(lengths or [] for lengths in evaluated)) if train else None

@@ -116,8 +116,7 @@ def run_length_of(trainer: Any, sample: Sample) -> RunLength:
     return RunLength(
         num_steps=num_steps,
         accumulation=args.gradient_accumulation_steps,
-        num_evaluations=num_evaluations,
-        evaluation_batches=evaluated,
+        evaluation_batches=num_evaluations * evaluated,
         build_batches=sample.density * (trained + (evaluated if num_evaluations else 0.0)),
     )
 

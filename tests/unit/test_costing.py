@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from pathlib import Path
@@ -11,8 +12,10 @@ import pytest
 from ruamel.yaml import YAML
 from typer.testing import CliRunner, Result
 
-from hf_freeze import load_config, plan_cost
+from hf_freeze import load_config, plan_cost, run
+from hf_freeze.activation_cache.housekeeping import list_stores
 from hf_freeze.cli import app
+from hf_freeze.config.sizes import spell_size
 from hf_freeze.errors import ConfigError
 from hf_freeze.plan.cost import Processes
 from hf_freeze.plan.timing import RunLength
@@ -65,7 +68,7 @@ def test_a_config_is_priced_without_weights(config: Path, without_weights: Path)
     assert cost.peak is not None
     assert cost.peak > total.weights + total.optimizer + total.activations
     assert cost.cache is not None
-    assert cost.cache.num_rows == 48
+    assert cost.cache.num_rows == 48  # There is no test split.
     assert cost.cache.build_flops > 0
     assert cost.notes == ()
 
@@ -204,13 +207,39 @@ def test_the_run_is_as_long_as_its_epochs_and_evaluations() -> None:
             "eval_strategy": "epoch",
         }
     )
-    lengths = Lengths(train=[4] * 10, validation=[8, 8])
+    lengths = Lengths(train=[4] * 10, validation=[8, 8], test=[8])
+    # The validation rows once more at the end, and there the test rows, too.
     assert settings.run_length(lengths, num_processes=1) == RunLength(
-        num_steps=9, accumulation=2, num_evaluations=3, evaluation_batches=2.0, build_batches=(40 + 16) / 8
+        num_steps=9, accumulation=2, evaluation_batches=(4 * 16 + 8) / 8, build_batches=(40 + 16 + 8) / 8
     )
     assert Settings({"max_steps": 7}).run_length(lengths, num_processes=2).num_steps == 7
-    every = Settings({"max_steps": 10, "eval_strategy": "steps", "eval_steps": 0.25, "eval_on_start": True})
-    assert every.run_length(lengths, num_processes=1).num_evaluations == 4
+    every = {"per_device_train_batch_size": 2, "max_steps": 10, "eval_on_start": True}
+    every |= {"eval_strategy": "steps", "eval_steps": 0.25}
+    assert Settings(every).run_length(lengths, num_processes=1).evaluation_batches == (5 * 16 + 8) / 8
+    without = Settings({"per_device_train_batch_size": 2}).run_length(Lengths([4] * 10, [], []), num_processes=1)
+    assert (without.evaluation_batches, without.build_batches) == (0, 40 / 8)
+
+
+def test_the_cache_is_as_large_wherever_its_size_is_told_and_holds_as_many_rows(model: Path, tmp_path: Path) -> None:
+    """Train, validation and test rows, whatever is evaluated while training: `train` ends with an evaluation."""
+    words = ("a", "good", "bad", "film", "end")
+    texts = itertools.product(words, repeat=3)
+    for split, num_rows in (("train", 24), ("validation", 9), ("test", 7)):
+        lines = [f"{' '.join(next(texts))},{('positive', 'negative')[row % 2]}" for row in range(num_rows)]
+        (tmp_path / "rows").mkdir(exist_ok=True)
+        (tmp_path / "rows" / f"{split}.csv").write_text("\n".join(["text,label", *lines, ""]))
+    sections = tiny_run.sections(model, tmp_path / "rows", tmp_path / "out")
+    path = tmp_path / "config.yaml"
+    cache = {"enabled": True, "dir": str(tmp_path / "cache")}
+    YAML().dump({**sections, "freeze": {"blocks": {"first": 2}}, "activation_cache": cache}, path)
+    cost = plan_cost(str(path)).cache
+    assert cost is not None
+    assert cost.num_rows == 24 + 9 + 7
+    said = f"For 40 rows of 200 tokens it takes about {spell_size(cost.num_bytes)} of the disk, as float32.\n"
+    assert said in call("plan", path).stdout
+    run.train(load_config(path))
+    (store,) = list_stores(tmp_path / "cache")
+    assert store.rows == cost.num_rows
 
 
 def test_padding_follows_how_rows_are_sampled() -> None:

@@ -103,10 +103,10 @@ def test_a_cached_run_leaves_the_prefix_out_and_builds_it_once() -> None:
     evaluation = StepTrace({role: RoleTrace(forward=trace.forward) for role, trace in STEP.roles.items()}, 0)
     found = timing(STEP, evaluation, rates=UNIT, update=Work(num_bytes=5), prefix=["blocks[0]"])
     assert (found.step, found.cached_step(), found.evaluation) == (45, 35, 20)
-    length = RunLength(num_steps=10, num_evaluations=2, evaluation_batches=3, build_batches=4)
-    assert found.run(length) == 10 * 45 + 2 * 3 * 20
+    length = RunLength(num_steps=10, evaluation_batches=6, build_batches=4)
+    assert found.run(length) == 10 * 45 + 6 * 20
     assert found.build(length) == pytest.approx(1.1 * 4 * 10)
-    assert found.cached_run(length) == pytest.approx(10 * 35 + 2 * 3 * 10 + 44)
+    assert found.cached_run(length) == pytest.approx(10 * 35 + 6 * 10 + 44)
 
 
 def test_accumulated_batches_share_an_update() -> None:
