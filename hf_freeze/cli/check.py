@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from hf_freeze.insight.check import DataReport
 
 _NUM_LABELS: Final = 20  # labels that a table shows at most
+_NUM_NOTES: Final = 2  # lines of the short form that are no warning
 _PURPOSES: Final = {"train": "train", "validation": "validate", "test": "test"}
 
 
@@ -58,18 +59,19 @@ def quiet_about_one_class() -> Iterator[None]:
 
 
 def print_short_report(report: DataReport) -> None:
-    """Prints how many rows there are, and at most two lines on what deserves attention.
+    """Prints how many rows there are, every warning, and at most two lines on what else deserves attention.
 
     Args:
         report: What the data holds.
     """
     console = new_console()
     rows = ", ".join(f"{split.num_rows:,} rows to {_PURPOSES[split.role]} on" for split in report.splits)
-    lines = [*(Text(warning, style="bold") for warning in report.warnings), *map(Text, report.notes)]
-    left = len(lines) - 2
-    if left > 0:
-        lines = [lines[0], Text(f"There is more to say of the data, {left + 1} times: run hf-freeze check.")]
-    print_lines(console, f"Data: {rows}.", *lines, "")
+    notes = list(report.notes)
+    if len(notes) > _NUM_NOTES:
+        left = len(notes) - _NUM_NOTES + 1
+        more = f"There is more to say of the data, {left} times: run hf-freeze check."
+        notes = [*notes[: _NUM_NOTES - 1], more]
+    print_lines(console, f"Data: {rows}.", *(Text(warning, style="bold") for warning in report.warnings), *notes, "")
 
 
 def _print_report(report: DataReport, *, with_warnings: bool) -> None:

@@ -12,7 +12,9 @@ from typer.testing import CliRunner, Result
 
 from hf_freeze import run
 from hf_freeze.cli import app
+from hf_freeze.cli.check import print_short_report
 from hf_freeze.config import parse_config
+from hf_freeze.insight.check import DataReport
 from tests import tiny_run
 from tests.conftest import REPOSITORY
 from tests.unit.tasks.rows import write_csv, write_json
@@ -132,13 +134,23 @@ def test_training_opens_with_the_short_form(leaky: Path, tmp_path: Path, model: 
     validation = [{"text": "A good film ", "label": "positive"}, {"text": "what an end", "label": "positive"}]
     loading = write_json(tmp_path / "sound", train=train, validation=validation, test=train)
     config = write_config(tmp_path, model, loading)
+    found = json.loads(call("check", config, "data.labels=[negative, positive]", "--json").stdout)
+    assert (found["warnings"][0], len(found["warnings"]), len(found["notes"])) == (SHARED, 5, 1)
     trained = call("train", config, "training.max_steps=1", "data.labels=[negative, positive]")
     assert trained.exit_code == 0
     assert trained.stdout.startswith(
         "Data: 2 rows to train on, 2 rows to validate on, 2 rows to test on.\n"
-        f"{SHARED}\n"
-        "There is more to say of the data, 5 times: run hf-freeze check.\n\n"
-        "BertForSequenceClassification\n"
+        + "".join(f"{warning}\n" for warning in found["warnings"])
+        + "".join(f"{note}\n" for note in found["notes"])
+        + "\nBertForSequenceClassification\n"
+    )
+
+
+def test_the_short_form_hides_no_warning_and_counts_further_notes(capsys: pytest.CaptureFixture[str]) -> None:
+    report = DataReport("single_label_classification", None, (), (), warnings=tuple("abcd"), notes=tuple("efg"))
+    print_short_report(report)
+    assert capsys.readouterr().out == (
+        "Data: .\na\nb\nc\nd\ne\nThere is more to say of the data, 2 times: run hf-freeze check.\n\n"
     )
 
 
