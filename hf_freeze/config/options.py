@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from hf_freeze.config.hints import described, enumerated, fits
@@ -48,6 +48,15 @@ REFUSED_FOR_TRAINING: Refused = {
     "overwrite_output_dir": "It is gone from Transformers. Choose another output_dir.",
     "save_safetensors": "It is gone from Transformers: weights are always saved as safetensors.",
     "warmup_ratio": "It is gone from Transformers: warmup_steps below 1 is a fraction of all steps now.",
+}
+
+# What divides the work, which TrainingArguments takes whatever it is: key -> least value, and why.
+_LEAST_FOR_TRAINING: Mapping[str, tuple[int, str]] = {
+    "dataloader_num_workers": (0, "With 0 the main process reads the rows."),
+    "gradient_accumulation_steps": (1, "With 1 each batch is a step."),
+    "num_train_epochs": (0, "With 0 nothing is trained."),
+    "per_device_eval_batch_size": (1, "A batch has at least one row."),
+    "per_device_train_batch_size": (1, "A batch has at least one row."),
 }
 
 REFUSED_FOR_MODELS: Refused = {
@@ -107,6 +116,7 @@ def training_problems(options: Mapping[str, Any]) -> list[Problem]:
     # Declared as a text, though `Trainer.train`, which it is handed to, takes true as well: the newest checkpoint.
     declared = {**_declared(TrainingArguments), "resume_from_checkpoint": bool | str | None}
     found = _option_problems(options, declared, "TrainingArguments", REFUSED_FOR_TRAINING)
+    found += _too_small(options, besides={problem.path for problem in found})
     what = "It is the folder that training writes."
     if "output_dir" not in options:
         given = listed(options) or "nothing"
@@ -114,6 +124,12 @@ def training_problems(options: Mapping[str, Any]) -> list[Problem]:
     elif not options["output_dir"]:
         found.append(Problem(("output_dir",), f"names no folder; got {options['output_dir']!r}. {what}"))
     return found
+
+
+def _too_small(options: Mapping[str, Any], *, besides: Collection[KeyPath]) -> Iterator[Problem]:
+    for key, (least, why) in _LEAST_FOR_TRAINING.items():
+        if (key,) not in besides and options.get(key, least) < least:
+            yield Problem((key,), f"is below {least}; got {shown(options[key])}. {why} Raise it.")
 
 
 def peft_method(name: object) -> str:

@@ -71,6 +71,26 @@ class TestTrainingArguments:
                 {"per_device_train_batch_size": 8.0},
                 "per_device_train_batch_size: does not fit TrainingArguments; got 8.0. There it is a whole number.",
             ),
+            (
+                {"per_device_train_batch_size": 0},
+                "per_device_train_batch_size: is below 1; got 0. A batch has at least one row. Raise it.",
+            ),
+            (
+                {"per_device_eval_batch_size": -8},
+                "per_device_eval_batch_size: is below 1; got -8. A batch has at least one row. Raise it.",
+            ),
+            (
+                {"gradient_accumulation_steps": 0},
+                "gradient_accumulation_steps: is below 1; got 0. With 1 each batch is a step. Raise it.",
+            ),
+            (
+                {"num_train_epochs": -0.5},
+                "num_train_epochs: is below 0; got -0.5. With 0 nothing is trained. Raise it.",
+            ),
+            (
+                {"dataloader_num_workers": -1},
+                "dataloader_num_workers: is below 0; got -1. With 0 the main process reads the rows. Raise it.",
+            ),
             ({"seed": True}, "seed: does not fit TrainingArguments; got True. There it is a whole number."),
             (
                 {"activation_checkpointing": "no"},
