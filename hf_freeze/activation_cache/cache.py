@@ -37,6 +37,7 @@ from hf_freeze.activation_cache.keys import (
     decoder_inputs,
     model_name,
     prefix_fingerprints,
+    product_precision,
 )
 from hf_freeze.activation_cache.outputs import CacheStats, PrefixOutputs
 from hf_freeze.activation_cache.processes import first_reason, is_main_process, of_all_shards, wait_for_all
@@ -380,7 +381,7 @@ class ActivationCache:
             self.plan,
             depth=self.plan.depth,
             environment=f"autocast {replay.precision} stored {dtype_name(dtype)} device {device} "
-            f"products {torch.get_float32_matmul_precision()}",
+            f"products {product_precision()}",
         )
         if isinstance(unwrap_model(self.model), FSDPModule):
             prints = of_all_shards(prints)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -154,10 +154,30 @@ def model_name(model: nn.Module) -> str:
     return name or type(inner).__name__
 
 
+def attention_implementations(modules: Iterable[nn.Module]) -> list[str]:
+    """Returns the attention implementation of each model among some modules: those inside a model may have their own.
+
+    Args:
+        modules: Any modules.
+    """
+    return [str(each.config._attn_implementation) for each in modules if isinstance(each, PreTrainedModel)]
+
+
+def product_precision() -> str:
+    """Returns how products of float32 numbers are rounded on each kind of device, whichever way that was set.
+
+    `torch.get_float32_matmul_precision` fails where they were set as `TrainingArguments(tf32=True)` sets them.
+    """
+    backends: Any = torch.backends  # whose modules torch replaces by objects with more attributes
+    cudnn, mkldnn = backends.cudnn, backends.mkldnn
+    places = (backends.cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv, mkldnn.rnn)
+    return " ".join(str(place.fp32_precision).replace("none", "ieee") for place in places)
+
+
 def prefix_fingerprints(model: nn.Module, plan: FreezePlan, *, depth: int, environment: str) -> tuple[str, ...]:
     """Returns the fingerprints of the frozen prefixes of depth 1, 2, ... up to `depth`.
 
-    A fingerprint covers the weights and buffers of the prefix, the model's config and attention implementation, the
+    A fingerprint covers the weights and buffers of the prefix, the model's config and attention implementations, the
     source of its modelling files, the versions of torch and Transformers, and what the caller adds.
 
     Args:
@@ -186,7 +206,7 @@ def _describe(model: nn.Module) -> tuple[str, ...]:
     if isinstance(model, PreTrainedModel):
         config = model.config.to_dict()
         lines.append(repr(sorted((key, repr(value)) for key, value in config.items() if key not in _UNRELATED)))
-        lines.append(f"attention {model.config._attn_implementation}")
+        lines.append(f"attention {attention_implementations(model.modules())}")
     return tuple(lines)
 
 

@@ -18,7 +18,7 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
-from hf_freeze.activation_cache.keys import batch_size
+from hf_freeze.activation_cache.keys import attention_implementations, batch_size, product_precision
 from hf_freeze.activation_cache.stand_ins import EmbeddingStandIn, Guard, Place, StandIn, Swap, autocast_of
 from hf_freeze.errors import CacheError
 from hf_freeze.plan.places import ROLE_EMBEDDINGS
@@ -66,7 +66,6 @@ class Replay:
         self.precision = "none"
         tree = canonical_tree(model)
         nodes = {node.path: node for node in tree.walk()}
-        self._inner = tree.inner
         inside = (module for module in tree.inner.modules() if isinstance(module, PreTrainedModel))
         self._models = [tree.inner, *(module for module in inside if module is not tree.inner)]
         self._list = nodes[plan.layout.stacks[0].path].inner
@@ -77,12 +76,10 @@ class Replay:
         self._may_stop = not isinstance(self.model, FSDPModule)
 
     @property
-    def mode(self) -> tuple[str, str, str]:
-        """Autocast around the model, its attention implementation, and the precision of products, as they are now."""
+    def mode(self) -> tuple[str, ...]:
+        """Autocast around the model, attention implementations, and the precision of products, as they are now."""
         device = next(self.model.parameters()).device
-        inner = self._inner
-        attention = str(inner.config._attn_implementation) if isinstance(inner, PreTrainedModel) else ""
-        return autocast_of(device.type), attention, torch.get_float32_matmul_precision()
+        return autocast_of(device.type), *attention_implementations(self._models), product_precision()
 
     def prefix(
         self,

@@ -6,7 +6,7 @@ import copy
 import importlib.util
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from tests.unit.activation_cache.examples import (
     loader_of,
     rows_of,
 )
+from tests.zoo import ZOO
 
 ROWS = rows_of()
 ALL_HIT, ALL_MISS = (12, 0), (0, 12)
@@ -317,6 +318,53 @@ def test_another_attention_implementation_of_the_same_model_misses(filled: Path)
     assert hits_and_misses(cache, loader_of(ROWS)) == ALL_HIT
     cache.model.set_attn_implementation("eager")
     assert hits_and_misses(cache, loader_of(ROWS)) == ALL_MISS
+
+
+def test_another_attention_implementation_of_a_model_inside_misses(tmp_path: Path) -> None:
+    architecture = ZOO["siglip classifier"]
+    batches = [architecture.batch()]
+
+    def siglip() -> PreTrainedModel:
+        return freeze_model(architecture.build(), {"blocks": {"first": 2}})
+
+    cache = cache_of(siglip(), tmp_path)
+    assert hits_and_misses(cache, batches) == (0, 4)
+    cache.model.set_attn_implementation({"vision_config": "eager"})
+    assert hits_and_misses(cache, batches) == (0, 4)
+    for implementation in ("sdpa", "eager"):
+        model = siglip()
+        model.set_attn_implementation({"vision_config": implementation})
+        assert hits_and_misses(cache_of(model, tmp_path), batches) == (4, 0)
+    assert len(list_stores(tmp_path)) == 2
+
+
+@pytest.fixture
+def kept_precision() -> Iterator[None]:
+    """Gives the precision of products its state back, whichever way a test sets it."""
+    yield
+    torch.set_float32_matmul_precision("highest")
+    for place in (torch.backends, torch.backends.cuda.matmul, torch.backends.mkldnn.matmul):
+        place.fp32_precision = "none"
+
+
+@pytest.mark.usefixtures("kept_precision")
+@pytest.mark.parametrize(
+    ("module", "name", "value"),
+    [
+        (torch.backends, "fp32_precision", "tf32"),  # as TrainingArguments(tf32=True) sets it
+        (torch.backends.cuda.matmul, "fp32_precision", "tf32"),
+        (torch.backends.cuda.matmul, "allow_tf32", True),
+        (torch.backends.mkldnn.matmul, "fp32_precision", "bf16"),
+    ],
+    ids=["all", "one of CUDA", "the old way", "one of the CPU"],
+)
+def test_another_precision_of_products_misses(filled: Path, module: Any, name: str, value: object) -> None:
+    cache = cache_of(frozen_bert(), filled)
+    assert hits_and_misses(cache, loader_of(ROWS)) == ALL_HIT
+    setattr(module, name, value)
+    assert hits_and_misses(cache, loader_of(ROWS)) == ALL_MISS
+    assert of_a_new_run(filled) == ALL_HIT
+    assert len(list_stores(filled)) == 2
 
 
 @pytest.mark.parametrize("library", ["torch", "transformers"])
