@@ -32,17 +32,11 @@ from hf_freeze.activation_cache.checks import (
 )
 from hf_freeze.activation_cache.collator import keyed_inputs, with_keys
 from hf_freeze.activation_cache.housekeeping import remove_if_empty
-from hf_freeze.activation_cache.keys import (
-    KEYS,
-    decoder_inputs,
-    model_name,
-    prefix_fingerprints,
-    product_precision,
-)
+from hf_freeze.activation_cache.keys import KEYS, decoder_inputs, model_name, prefix_fingerprints, product_precision
 from hf_freeze.activation_cache.outputs import CacheStats, PrefixOutputs
-from hf_freeze.activation_cache.processes import first_reason, is_main_process, of_all_shards, wait_for_all
+from hf_freeze.activation_cache.processes import first_reason, is_main_process, of_all_shards
 from hf_freeze.activation_cache.records import STORED_DTYPES, dtype_name
-from hf_freeze.activation_cache.replay import Replay
+from hf_freeze.activation_cache.replay import ModulesReplaced, Replay
 from hf_freeze.activation_cache.rows import Rows, Survey, kept_random_state
 from hf_freeze.activation_cache.shelf import Shelf
 from hf_freeze.activation_cache.store import ActivationStore
@@ -227,13 +221,16 @@ class ActivationCache:
         reason = self._shelf.reserve(outputs.store, sum(found.missing_bytes for found in surveys))
         if not self._decide(first_reason(reason)):
             return
-        for found in surveys:
-            if outputs.anywhere(found.stored_share < 1):
-                building.build(
-                    outputs, found.rows, description="Building the activation cache", show_progress=show_progress
-                )
+        try:
+            for found in surveys:
+                if outputs.anywhere(found.stored_share < 1):
+                    building.build(
+                        outputs, found.rows, description="Building the activation cache", show_progress=show_progress
+                    )
+        except ModulesReplaced as error:
+            reason = str(error)
         self.stats.num_bytes = outputs.store.num_bytes
-        wait_for_all()
+        self._decide(first_reason(reason))
 
     def wrap(self, loader: Iterable[Any]) -> Iterable[Any]:
         """Returns the loader with the keys of its rows in every batch: workers compute them ahead of the main process.
@@ -273,7 +270,11 @@ class ActivationCache:
         if self._outputs is None or reason_of_inputs(keyed, keys) is not None:
             yield inputs
             return
-        with self._outputs.serve(inputs, keyed, keys):
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(self._outputs.serve(inputs, keyed, keys))
+            except ModulesReplaced as error:
+                self._decide(str(error))
             yield inputs
 
     def refresh(self) -> None:

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from hf_freeze.activation_cache.keys import batch_size, row_lengths
 from hf_freeze.activation_cache.outputs import PrefixOutputs
-from hf_freeze.activation_cache.replay import MISSES_EXTRAS, Replay, in_mode, select_rows, tensors_of
+from hf_freeze.activation_cache.replay import MISSES_EXTRAS, ModulesReplaced, Replay, in_mode, select_rows, tensors_of
 from hf_freeze.activation_cache.rows import kept_random_state
 from hf_freeze.activation_cache.stand_ins import CAPTURED
 from hf_freeze.plan.apply import asking_for_gradients
@@ -185,7 +185,7 @@ def padding_matters(replay: Replay, inputs: Mapping[str, Any]) -> bool:
     }
     try:
         padded, alone = replay.prefix(masked)[:, :half], replay.prefix(cut)
-    except (IndexError, RuntimeError, ValueError):
+    except (IndexError, ModulesReplaced, RuntimeError, ValueError):
         return True  # The model takes rows of one length only.
     return padded.shape != alone.shape or not _is_close(padded, alone, _PADDING_TOLERANCE[alone.dtype])
 

@@ -177,8 +177,8 @@ def product_precision() -> str:
 def prefix_fingerprints(model: nn.Module, plan: FreezePlan, *, depth: int, environment: str) -> tuple[str, ...]:
     """Returns the fingerprints of the frozen prefixes of depth 1, 2, ... up to `depth`.
 
-    A fingerprint covers the weights and buffers of the prefix, the model's config and attention implementations, the
-    source of its modelling files, the versions of torch and Transformers, and what the caller adds.
+    A fingerprint covers the modules, weights and buffers of the prefix, the model's config and attention
+    implementations, the source of its modelling files, the versions of torch and Transformers, and what is added.
 
     Args:
         model: The model that carries the plan.
@@ -238,11 +238,13 @@ def _source(cls: type[nn.Module]) -> str | None:
 
 
 def _contents(root: Node, plan: FreezePlan) -> dict[str, Any]:
-    """Returns, for every role, a running hash over its parameters and buffers."""
+    """Returns, for every role, a running hash over the classes of its modules, their parameters and buffers."""
     hashes: dict[str, Any] = {role: hashlib.blake2b(digest_size=KEY_SIZE) for role in plan.treatments}
     roles = {decision.name: decision.role for decision in plan.decisions}
     places = {path: role for role, paths in plan.layout.modules.items() for path in paths}
     for node in root.walk():
+        cls = type(node.inner)  # BigBird exchanges its attention while it runs.
+        hashes[_place(node.path, places)].update(f"{node.path}:{cls.__module__}.{cls.__qualname__};".encode())
         for name, leaf in node.leaves.items():
             path = join(node.path, name)
             if path in roles:

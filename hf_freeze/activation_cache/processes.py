@@ -24,12 +24,6 @@ def rank_and_world() -> tuple[int, int]:
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
 
 
-def wait_for_all() -> None:
-    """Returns when all processes have come here."""
-    if rank_and_world()[1] > 1:
-        torch.distributed.barrier()
-
-
 def first_reason(reason: str | None) -> str | None:
     """Returns the first reason that any process has against the cache: all of them use it, or none does.
 

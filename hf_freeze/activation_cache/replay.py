@@ -42,6 +42,10 @@ class _NotReplayable(Exception):
     """The model uses its blocks in a way that cannot be replayed; the message is the reason."""
 
 
+class ModulesReplaced(CacheError):
+    """A call of the model replaced modules in it; it has those back that it had, and the message is the reason."""
+
+
 class Replay:
     """The first stack of a model, with its frozen blocks swapped in and out.
 
@@ -98,6 +102,9 @@ class Replay:
             hidden: This output, of shape (B, L, H).
             end: The number of blocks whose output is returned; all those of the prefix where it is left out.
             as_it_trains: Whether to leave modes and gradients as they are instead.
+
+        Raises:
+            ModulesReplaced: The model is no longer what it was before the call.
         """
         found: list[torch.Tensor] = []
 
@@ -109,6 +116,7 @@ class Replay:
         handle = self._blocks()[(self.depth if end is None else end) - 1].register_forward_hook(keep)
         try:
             with contextlib.ExitStack() as stack:
+                stack.enter_context(_kept_modules(self.model))
                 if not as_it_trains:
                     stack.enter_context(torch.no_grad())
                     stack.enter_context(in_mode(self.model, training=False))
@@ -149,12 +157,16 @@ class Replay:
         Args:
             inputs: A batch of at least two rows, labels included.
             label_names: The names of its labels.
+
+        Raises:
+            ModulesReplaced: The model is no longer what it was before the calls.
         """
         embeddings = self._embeddings
-        for _ in range(_ATTEMPTS):
-            self._embeddings = embeddings
-            if (reason := self._probe(inputs, label_names)) != _RANDOM:
-                break
+        with _kept_modules(self.model):
+            for _ in range(_ATTEMPTS):
+                self._embeddings = embeddings
+                if (reason := self._probe(inputs, label_names)) != _RANDOM:
+                    break
         return reason
 
     def _probe(self, inputs: Mapping[str, Any], label_names: Collection[str]) -> str | None:
@@ -306,6 +318,29 @@ def _first(output: Any) -> torch.Tensor:
     if not isinstance(hidden, torch.Tensor):
         raise _NotReplayable(f"the blocks of the model return {type(hidden).__name__} in place of hidden states")
     return hidden
+
+
+@contextlib.contextmanager
+def _kept_modules(model: nn.Module) -> Iterator[None]:
+    """Gives a model its modules back, and what they noted in attributes, where calls inside replace any.
+
+    BigBird gives up sparse attention for good in the first batch that is too short for it. The Trainer's own first
+    batch may not be, so what the model computes must not follow from rows that the cache looks at.
+    """
+    kept = [(name, module, dict(vars(module)), dict(module._modules)) for name, module in model.named_modules()]
+    try:
+        yield
+    finally:
+        changed = [name for name, module, _, children in kept if module._modules != children]
+        for _, module, attributes, children in kept if changed else ():
+            vars(module).update(attributes)
+            module._modules.clear()
+            module._modules.update(children)
+    if changed:
+        raise ModulesReplaced(
+            f"calling the model replaces modules of {changed[0]}, so what becomes of a row depends on the batches "
+            "before it"
+        )
 
 
 @contextlib.contextmanager
