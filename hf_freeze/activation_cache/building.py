@@ -23,6 +23,8 @@ _MIN_BATCH_SIZE = 32
 _BYTES_AT_ONCE = 16 << 20
 # What storing a row costs, as a share of computing it: before training, or in the small batch that needs it.
 _STORING_BEFORE, _STORING_AS_MET = 0.1, 0.5
+# What the progress bar says.
+_TITLE = "Building the activation cache"
 
 
 def survey(outputs: PrefixOutputs, rows: Rows) -> Survey:
@@ -96,14 +98,13 @@ def _seconds_a_row(found: Survey, position_seconds: float) -> tuple[float, float
     return before, (1 + _STORING_AS_MET) * found.padded_positions * position_seconds
 
 
-def build(outputs: PrefixOutputs, rows: Rows, *, description: str, show_progress: bool) -> None:
+def build(outputs: PrefixOutputs, rows: Rows, *, show_progress: bool) -> None:
     """Computes and stores what is missing of the rows; each process takes its share.
 
     Args:
         outputs: The outputs of the prefix.
         rows: The rows.
-        description: What the progress bar says.
-        show_progress: Whether there is one.
+        show_progress: Whether there is a progress bar.
     """
     rank, world = rank_and_world()
     with kept_random_state():
@@ -113,7 +114,7 @@ def build(outputs: PrefixOutputs, rows: Rows, *, description: str, show_progress
     start = time.perf_counter()
     with (
         kept_random_state(),
-        tqdm(total=len(share), desc=description, unit=" rows", disable=not show_progress or rank > 0) as bar,
+        tqdm(total=len(share), desc=_TITLE, unit=" rows", disable=not show_progress or rank > 0) as bar,
     ):
         _build(outputs, rows, share, bar)
     outputs.store.close()  # Opened anew, the store looks at how large it is by now.

@@ -224,9 +224,7 @@ class ActivationCache:
         try:
             for found in surveys:
                 if outputs.anywhere(found.stored_share < 1):
-                    building.build(
-                        outputs, found.rows, description="Building the activation cache", show_progress=show_progress
-                    )
+                    building.build(outputs, found.rows, show_progress=show_progress)
         except ModulesReplaced as error:
             reason = str(error)
         self.stats.num_bytes = outputs.store.num_bytes
