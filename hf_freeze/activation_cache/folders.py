@@ -17,7 +17,16 @@ _NETWORK_TYPES = frozenset(
     {
         *("9p", "acfs", "afp", "afpfs", "afs", "beegfs", "ceph", "cifs", "coda", "davfs", "fhgfs", "gfs", "gfs2"),
         *("glusterfs", "gpfs", "lustre", "mfs", "mmfs", "moosefs", "ncp", "ncpfs", "nfs", "nfs3", "nfs4", "ocfs2"),
-        *("orangefs", "panfs", "pvfs2", "s3fs", "smb", "smb2", "smb3", "smbfs", "sshfs", "virtiofs", "wekafs"),
+        *("orangefs", "panfs", "pnfs", "prl_fs", "pvfs2", "s3fs", "smb", "smb2", "smb3", "smbfs", "sshfs", "vboxsf"),
+        *("virtiofs", "vmhgfs", "wekafs"),
+    }
+)
+# What a program serves by way of FUSE is named after a dot (fuse.sshfs) or not at all. Most of it is a network or an
+# object store; these keep their files on a local disk.
+_LOCAL_PROGRAMS = frozenset(
+    {
+        *("bindfs", "cryfs", "dislocker", "encfs", "exfat", "ext2", "fuse-overlayfs", "gocryptfs", "lxcfs", "mergerfs"),
+        *("ntfs", "ntfs-3g", "securefs", "unionfs", "unionfs-fuse", "veracrypt", "zfs-fuse"),
     }
 )
 _DEFAULT_FRACTION_OF_FREE = 0.2
@@ -50,14 +59,14 @@ def check_folder(root: Path) -> None:
         root: What `activation_cache.dir` names.
 
     Raises:
-        CacheError: If the folder cannot be written, or lies on a network filesystem.
+        CacheError: If the folder cannot be written, or lies on what may be a network filesystem.
     """
     partitions = [(partition.mountpoint, partition.fstype) for partition in psutil.disk_partitions(all=True)]
     network = network_filesystem(_nearest_existing(root), partitions)
     if network is not None:
         raise CacheError(
-            f"activation_cache.dir: a network filesystem cannot hold the cache safely; got {str(root)!r}, which is on "
-            f"{network}. Set activation_cache.dir to a folder on a local disk."
+            f"activation_cache.dir: a filesystem that may be on a network cannot hold the cache safely; got "
+            f"{str(root)!r}, which is on {network}. Set activation_cache.dir to a folder on a local disk."
         )
     try:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -71,7 +80,7 @@ def check_folder(root: Path) -> None:
 
 
 def network_filesystem(path: Path, partitions: Iterable[tuple[str, str]]) -> str | None:
-    """Returns the type of the network filesystem that a path is on, or None where it is on a local one.
+    """Returns the type of the filesystem that a path is on where it may be one of a network, or None on a local one.
 
     Args:
         path: Any path that exists.
@@ -83,8 +92,10 @@ def network_filesystem(path: Path, partitions: Iterable[tuple[str, str]]) -> str
         depth = len(Path(mountpoint).parts)
         if path.is_relative_to(mountpoint) and depth >= deepest:
             deepest, found = depth, kind
-    # What a program serves by way of FUSE is named after a dot: fuse.sshfs.
-    return found if found.lower().removeprefix("fuse.") in _NETWORK_TYPES else None
+    kind, _, program = found.lower().partition(".")
+    if kind == "fuse":
+        return None if program in _LOCAL_PROGRAMS else found
+    return found if kind in _NETWORK_TYPES else None
 
 
 def _nearest_existing(path: Path) -> Path:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ import transformers
 from torch import nn
 from transformers import PreTrainedModel
 
+from hf_freeze.activation_cache.sources import source_digests
 from hf_freeze.plan.audit import tensor_digest
 from hf_freeze.plan.places import ROLE_EMBEDDINGS, block_role
 from hf_freeze.plan.resolve import FreezePlan
@@ -220,21 +220,7 @@ def _sources(root: Node, plan: FreezePlan, depth: int) -> tuple[str, ...]:
             classes.add(type(node.inner))
             if node.path:  # What wraps the whole model, such as DDP or PEFT, is told by what it does inside.
                 classes.add(type(node.outer))
-    digests = []
-    for path in sorted({path for cls in classes if (path := _source(cls)) is not None}):
-        with Path(path).open("rb") as stream:
-            digests.append(hashlib.file_digest(stream, "sha256").hexdigest())
-    return tuple(digests)
-
-
-def _source(cls: type[nn.Module]) -> str | None:
-    """Returns the file of a modelling class; torch's own classes are told apart by its version."""
-    if cls.__module__.partition(".")[0] == "torch":
-        return None
-    try:
-        return inspect.getsourcefile(cls)
-    except TypeError:  # A class that was made in an interactive session has no file.
-        return None
+    return source_digests(classes)
 
 
 def _contents(root: Node, plan: FreezePlan) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import statistics
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import datasets
 import numpy as np
@@ -33,6 +33,13 @@ _SAMPLE_SIZE = 64
 _SAMPLED_AT_ONCE = 8
 # Batches whose rows are fetched together where it takes that to tell how long they are.
 _BATCHES_AT_ONCE = 16
+
+
+@runtime_checkable
+class _FollowsEpochs(Protocol):
+    """A dataset whose rows may be other ones in each epoch."""
+
+    def set_epoch(self, epoch: int) -> None: ...
 
 
 class Rows:
@@ -86,12 +93,24 @@ class Rows:
         indices = self.spread(count) if self.has_length else range(len(self._first(count)))
         if not indices:
             return None, "there are no rows"
-        first, second = self.fetch(indices), self.fetch(indices)
+        first, second = self._fetch_twice(indices)
         if KEYS not in first:
             return None, "the collator does not make one row of the batch from each row of the dataset"
         if not torch.equal(first[KEYS], second[KEYS]):
             return None, "the same rows give other inputs each time they are fetched (augmentation, masking)"
         return first, None
+
+    def _fetch_twice(self, indices: Sequence[int]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Fetches the same rows twice: in two epochs where the dataset is told of them, as accelerate tells it."""
+        # That of a stream decides which rows come first.
+        if not self.has_length or not isinstance(self.dataset, _FollowsEpochs):
+            return self.fetch(indices), self.fetch(indices)
+        try:
+            self.dataset.set_epoch(1)
+            second = self.fetch(indices)
+        finally:
+            self.dataset.set_epoch(0)
+        return self.fetch(indices), second
 
     def repeat_in_any_company(self, probe: Mapping[str, Any]) -> bool:
         """Returns whether rows are the same, padding included, by themselves and in a batch with others.

@@ -205,7 +205,7 @@ def refusal(folder: Path, *, on_network: bool) -> str:
     """Why a network filesystem is no place for the cache, or a folder below a file."""
     if on_network:
         return (
-            "activation_cache.dir: a network filesystem cannot hold the cache safely; got "
+            "activation_cache.dir: a filesystem that may be on a network cannot hold the cache safely; got "
             f"{str(folder)!r}, which is on nfs4. Set activation_cache.dir to a folder on a local disk."
         )
     return (

@@ -56,6 +56,22 @@ class Encoded(Listed):
         return BatchEncoding(self.rows[index])
 
 
+class Epochs(Listed):
+    """Rows that are told of epochs, and whose first word is another one in each where `moves` is set."""
+
+    def __init__(self, *, moves: bool) -> None:
+        super().__init__()
+        self.moves, self.epoch = moves, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __getitem__(self, index: int) -> Batch:
+        row = super().__getitem__(index)
+        row["input_ids"][0] = 5 + self.epoch * self.moves
+        return row
+
+
 class Pairs(Listed):
     """Rows that are no mappings, whose length nobody can tell."""
 
@@ -408,8 +424,13 @@ def first_of(rows: Sequence[Batch]) -> Batch:
             collate,
             "the same rows give other inputs each time they are fetched (augmentation, masking)",
         ),
+        (
+            Epochs(moves=True),
+            collate_tensors,
+            "the same rows give other inputs each time they are fetched (augmentation, masking)",
+        ),
     ],
-    ids=["no rows", "a batch of other rows", "a stream", "augmentation"],
+    ids=["no rows", "a batch of other rows", "a stream", "augmentation", "augmentation in each epoch"],
 )
 def test_rows_that_cannot_be_stored(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, data: Any, collator: Any, reason: str, enabled: object
@@ -429,6 +450,15 @@ def test_rows_that_cannot_be_stored(
         assert caplog.messages == [f"activation_cache: off. {sentence}"]
     assert (cache.is_on, cache.reason) == (False, reason)
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("moves", [True, False])
+def test_a_data_set_that_is_told_of_epochs_is_in_the_first_one_afterwards(tmp_path: Path, moves: bool) -> None:
+    rows = Epochs(moves=moves)
+    cache = cache_of(frozen_bert(), tmp_path)
+    assert cache.prepare_from(loader_of(rows, collate_fn=collate_tensors)) is not moves
+    assert rows.epoch == 0
+    cache.close()
 
 
 def test_a_survey_needs_a_cache_that_is_on(tmp_path: Path) -> None:

@@ -49,10 +49,31 @@ class TestNetworkFilesystem:
         assert network_filesystem(Path(path), PARTITIONS) == kind
 
     @pytest.mark.parametrize(
-        "kind", ["nfs", "nfs4", "cifs", "smbfs", "smb3", "lustre", "gpfs", "ceph", "9p", "afs", "beegfs", "fuse.sshfs"]
+        "kind",
+        [
+            *("nfs", "nfs4", "cifs", "smbfs", "smb3", "lustre", "gpfs", "ceph", "9p", "afs", "beegfs", "fuse.sshfs"),
+            *("pnfs", "prl_fs", "vboxsf"),
+        ],
     )
     def test_network_filesystems_are_known(self, kind: str) -> None:
         assert network_filesystem(Path("/data"), [("/", kind)]) == kind
+
+    @pytest.mark.parametrize(
+        "kind",
+        [
+            *("fuse", "fuse.alluxio-fuse", "fuse.blobfuse2", "fuse.ceph-fuse", "fuse.gcsfuse", "fuse.glusterfs"),
+            *("fuse.juicefs", "fuse.mount-s3", "fuse.quobyte", "fuse.rclone", "fuse.s3fs", "fuse.seaweedfs"),
+            *("fuse.vmhgfs-fuse", "fuse.something-new"),
+        ],
+    )
+    def test_programs_that_are_not_known_to_be_local_are_taken_for_one(self, kind: str) -> None:
+        assert network_filesystem(Path("/data"), [("/", kind)]) == kind
+
+    @pytest.mark.parametrize(
+        "kind", ["fuse.bindfs", "fuse.encfs", "fuse.fuse-overlayfs", "fuse.gocryptfs", "fuse.mergerfs", "fuse.ntfs-3g"]
+    )
+    def test_programs_that_keep_their_files_on_a_local_disk_are_not(self, kind: str) -> None:
+        assert network_filesystem(Path("/data"), [("/", kind)]) is None
 
     @pytest.mark.parametrize("kind", ["ext4", "xfs", "btrfs", "zfs", "tmpfs", "overlay", "apfs", "NTFS", "fuseblk", ""])
     def test_local_filesystems_are_not_taken_for_one(self, kind: str) -> None:
@@ -76,8 +97,8 @@ class TestCheckFolder:
         monkeypatch.setattr(psutil, "disk_partitions", lambda **options: partitions if options == {"all": True} else [])
         root = tmp_path / "deep" / "cache"
         message = (
-            f"activation_cache.dir: a network filesystem cannot hold the cache safely; got {str(root)!r}, which is on "
-            f"nfs4. Set activation_cache.dir to a folder on a local disk."
+            f"activation_cache.dir: a filesystem that may be on a network cannot hold the cache safely; got "
+            f"{str(root)!r}, which is on nfs4. Set activation_cache.dir to a folder on a local disk."
         )
         with pytest.raises(CacheError, match=f"^{re.escape(message)}$"):
             check_folder(root)
@@ -100,8 +121,8 @@ class TestCheckFolder:
         check_folder(near / "cache")
         root = far / "cache"
         message = (
-            f"activation_cache.dir: a network filesystem cannot hold the cache safely; got {str(root)!r}, which is on "
-            f"nfs4. Set activation_cache.dir to a folder on a local disk."
+            f"activation_cache.dir: a filesystem that may be on a network cannot hold the cache safely; got "
+            f"{str(root)!r}, which is on nfs4. Set activation_cache.dir to a folder on a local disk."
         )
         with pytest.raises(CacheError, match=f"^{re.escape(message)}$"):
             check_folder(root)

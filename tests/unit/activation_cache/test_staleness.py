@@ -416,6 +416,60 @@ def test_an_edited_modelling_source_misses(tmp_path: Path, monkeypatch: pytest.M
     assert found == [ALL_MISS, ALL_HIT, ALL_MISS, ALL_HIT, ALL_HIT]
 
 
+OWN_MODEL = {
+    "own/__init__.py": "",
+    "own/numbers.py": "SCALE = 1.0",
+    "own/base.py": """
+from transformers.models.bert.modeling_bert import BertEmbeddings
+from .numbers import SCALE
+
+class Scaled(BertEmbeddings):
+    def forward(self, *args, **kwargs):
+        return SCALE * super().forward(*args, **kwargs) + 0
+""",
+    "own/model.py": """
+from own.base import Scaled
+
+class Embeddings(Scaled):
+    pass
+""",
+    "own/unread.py": "",
+}
+
+
+@pytest.mark.parametrize(
+    ("file", "before", "after", "found"),
+    [
+        ("own/model.py", "pass", "x = 1", ALL_MISS),
+        ("own/base.py", "+ 0", "+ 1", ALL_MISS),
+        ("own/numbers.py", "1.0", "3.0", ALL_MISS),
+        ("own/unread.py", "", "x = 1", ALL_HIT),
+    ],
+)
+def test_an_edited_source_of_a_base_class_or_of_what_it_imports_misses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, before: str, after: str, found: tuple[int, int]
+) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "own").mkdir()
+
+    def rows_of_a_new_run(sources: dict[str, str]) -> tuple[int, int]:
+        for name, text in sources.items():
+            (tmp_path / name).write_text(text, encoding="utf-8")
+        for name in [name for name in sys.modules if name.partition(".")[0] == "own"]:
+            monkeypatch.delitem(sys.modules, name)
+        importlib.invalidate_caches()
+        model = tiny_bert()
+        embeddings = importlib.import_module("own.model").Embeddings(model.config)
+        embeddings.load_state_dict(model.bert.embeddings.state_dict())
+        model.bert.embeddings = embeddings
+        return of_a_new_run(tmp_path / "cache", freeze_model(model, {"blocks": {"first": 2}}))
+
+    edited = {**OWN_MODEL, file: OWN_MODEL[file].replace(before, after) or after}
+    assert edited != OWN_MODEL
+    assert [rows_of_a_new_run(each) for each in (OWN_MODEL, edited, OWN_MODEL)] == [ALL_MISS, found, ALL_HIT]
+
+
 def test_the_real_model_hits_unless_one_number_of_its_prefix_changes(minilm_path: Path, tmp_path: Path) -> None:
     rows = rows_of(4)
 
