@@ -6,7 +6,6 @@ Shapes: `B` batch, `L` sequence length of the batch, padding included, `H` hidde
 from __future__ import annotations
 
 import contextlib
-import logging
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -33,21 +32,20 @@ from hf_freeze.activation_cache.checks import (
 from hf_freeze.activation_cache.collator import keyed_inputs, with_keys
 from hf_freeze.activation_cache.housekeeping import remove_if_empty
 from hf_freeze.activation_cache.keys import KEYS, decoder_inputs, model_name, prefix_fingerprints, product_precision
+from hf_freeze.activation_cache.notices import say_off, sentence
 from hf_freeze.activation_cache.outputs import CacheStats, PrefixOutputs
-from hf_freeze.activation_cache.processes import first_reason, is_main_process, of_all_shards
+from hf_freeze.activation_cache.processes import first_reason, of_all_shards
 from hf_freeze.activation_cache.records import STORED_DTYPES, dtype_name
 from hf_freeze.activation_cache.replay import ModulesReplaced, Replay
 from hf_freeze.activation_cache.rows import Rows, Survey, kept_random_state
 from hf_freeze.activation_cache.shelf import Shelf
 from hf_freeze.activation_cache.store import ActivationStore
-from hf_freeze.activation_cache.watching import PrefixWatch
+from hf_freeze.activation_cache.watching import PrefixWatch, reason_of_flags
 from hf_freeze.config import ActivationCacheConfig, parse_section
 from hf_freeze.errors import CacheError
 from hf_freeze.plan.apply import plan_of
 from hf_freeze.plan.resolve import FreezePlan
 from hf_freeze.plan.wrappers import unwrap_model
-
-logger = logging.getLogger(__name__)
 
 # What a model may raise on a batch that is not meant for it as it is.
 _MODEL_ERRORS = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
@@ -76,7 +74,7 @@ class ActivationCache:
 
     Args:
         model: The model that carries a plan, wrapped or not.
-        plan: What is frozen in it; the plan that was applied where it is left out.
+        plan: What is frozen in it; the plan that is applied to it, now and later, where it is left out.
         section: The `activation_cache` section: a mapping with its keys, or an instance.
         label_names: Names of the labels in a batch: they do not change what the prefix computes.
 
@@ -96,6 +94,7 @@ class ActivationCache:
         self.section = parse_section(ActivationCacheConfig, section or {}, key="activation_cache")
         self.model = model
         self.plan = plan_of(model) if plan is None else plan
+        self._follows_model = plan is None
         self.unkeyed = frozenset((*label_names, *decoder_inputs(model)))
         self.stats = CacheStats()
         self.reason: str | None = None
@@ -279,8 +278,9 @@ class ActivationCache:
         """Has the next batch decide anew and take the fingerprint anew, as after weights were loaded.
 
         This happens by itself where modules or parameters of the prefix are replaced, where parameters change (in
-        place, their memory, or their dtype), and with autocast and the attention implementation. Only buffers, values
-        that are written through `parameter.data`, and those of sharded weights, change unseen.
+        place, their memory, or their dtype) or train, where another plan is applied, and with autocast and the
+        attention implementation. Only buffers, values that are written through `parameter.data`, and sharded weights
+        change unseen.
         """
         self.close()
         if self.is_on:
@@ -296,7 +296,7 @@ class ActivationCache:
         if self._outputs is None:
             raise CacheError(
                 f"activation_cache: the cache is off; got a call that needs it. "
-                f"{_sentence(self.reason or 'prepare() was not called')} Call prepare() first and look at is_on."
+                f"{sentence(self.reason or 'prepare() was not called')} Call prepare() first and look at is_on."
             )
         return self._outputs
 
@@ -309,21 +309,15 @@ class ActivationCache:
             self.close()
             remove_if_empty(self._outputs.store.folder)
         self._outputs, self.reason = None, reason
-        if self.section.enabled is True:
-            raise CacheError(
-                reason
-                if reason.startswith("activation_cache.")
-                else f"activation_cache.enabled: the cache cannot be used here; got True. {_sentence(reason)} "
-                "Set activation_cache.enabled to auto or false, or change what stands in its way."
-            )
-        if self.section.enabled == "auto" and self.plan.depth > 0 and is_main_process():
-            logger.warning("activation_cache: off. %s", _sentence(reason))
+        say_off(reason, self.plan, self.section.enabled)
         return False
 
     def _reason_without_rows(self) -> str | None:
         if self.section.enabled is False:
             return "activation_cache.enabled is false"
-        return reason_of_plan(self.plan) or reason_of_model(self.model)
+        if self._follows_model:
+            self.plan = plan_of(self.model)
+        return reason_of_plan(self.plan) or reason_of_model(self.model) or reason_of_flags(self.model, self.plan)
 
     def _start(self, batch: Mapping[str, Any], widths_vary: bool | None) -> str | None:
         """Runs the model on a few rows and opens the store, or returns why the cache cannot be used."""
@@ -388,11 +382,7 @@ class ActivationCache:
         return self._shelf.open(prints, model=model_name(self.model), dtype=dtype)
 
     def _refresh_if_changed(self) -> None:
-        if self._outputs is not None and self._watch is not None and self._watch.has_changed():
+        if self._outputs is None or self._watch is None:
+            return
+        if (self._follows_model and plan_of(self.model) is not self.plan) or self._watch.has_changed():
             self.refresh()
-
-
-def _sentence(text: str) -> str:
-    # Options and classes keep their spelling.
-    first = text[:1].upper() if text.partition(" ")[0].isalpha() else text[:1]
-    return f"{first}{text[1:].rstrip('.')}."

@@ -1,4 +1,4 @@
-"""Whether what the frozen prefix computes with is still in place, looked up once per batch."""
+"""Whether what the frozen prefix computes with is still in place and frozen, looked up once per batch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,26 @@ from hf_freeze.activation_cache.replay import Replay
 from hf_freeze.activation_cache.stand_ins import real_module
 from hf_freeze.plan.places import ROLE_EMBEDDINGS, block_role
 from hf_freeze.plan.resolve import FreezePlan
-from hf_freeze.plan.wrappers import canonical_tree, unwrap_model
+from hf_freeze.plan.wrappers import canonical_tree, named_parameters, unwrap_model
+
+
+def reason_of_flags(model: nn.Module, plan: FreezePlan) -> str | None:
+    """Returns why the model trains what the plan has in the frozen prefix, or None.
+
+    Args:
+        model: The model that carries the plan, wrapped or not.
+        plan: What is frozen.
+    """
+    roles = _prefix_roles(plan)
+    frozen = {decision.name for decision in plan.decisions if decision.role in roles}
+    asking = (name for name, parameter in named_parameters(model) if parameter.requires_grad and name in frozen)
+    name = next(asking, None)
+    return None if name is None else f"{name} asks for a gradient, though the plan freezes it"
+
+
+def _prefix_roles(plan: FreezePlan) -> set[str]:
+    first = plan.layout.stacks[0].name
+    return {ROLE_EMBEDDINGS, *(block_role(first, index) for index in range(plan.depth))}
 
 
 class PrefixWatch:
@@ -31,8 +50,7 @@ class PrefixWatch:
         inner = unwrap_model(model)
         if isinstance(inner, FSDPModule):
             return
-        first = plan.layout.stacks[0].name
-        roles = {ROLE_EMBEDDINGS, *(block_role(first, index) for index in range(plan.depth))}
+        roles = _prefix_roles(plan)
         names = {decision.name for decision in plan.decisions if decision.role in roles}
         paths = {path for role in roles for path in plan.layout.modules.get(role, ())}
         tree = canonical_tree(model)
@@ -51,7 +69,7 @@ class PrefixWatch:
                     self._modules.append((holder._modules, name, child))
 
     def has_changed(self) -> bool:
-        """Returns whether a module, a parameter, its values, its memory or the mode is another one than at first."""
+        """Returns whether a module, a parameter, its values, its memory or the mode changed, or a parameter trains."""
         for modules, name, module in self._modules:
             found = modules.get(name)
             if found is not module and real_module(found) is not module:
@@ -61,6 +79,7 @@ class PrefixWatch:
                 parameters.get(name) is not parameter
                 or parameter._version != version
                 or parameter.data_ptr() != address
+                or parameter.requires_grad
             ):
                 return True
         return self._replay.mode != self._mode
