@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -108,8 +109,9 @@ def prune_stores(
     with errors_on_stderr(), _cache_folder(folder) as root:
         from hf_freeze.activation_cache import folders, housekeeping
 
-        given = parse_overrides([f"max_size={max_size}", f"expire_after={expire_after}"])
-        limits = parse_section(ActivationCacheConfig, given, key="")
+        with _naming_options():
+            given = parse_overrides([f"max_size={max_size}", f"expire_after={expire_after}"])
+            limits = parse_section(ActivationCacheConfig, given, key="")
         stored = sum(store.num_bytes for store in housekeeping.list_stores(root))
         default = folders.default_max_size(root, num_stored=stored)
         size = default if limits.max_size is None else limits.max_size
@@ -152,12 +154,22 @@ def _cache_folder(folder: str | None) -> Iterator[Path]:
         ) from error
 
 
+@contextlib.contextmanager
+def _naming_options() -> Iterator[None]:
+    """Has messages about keys of the section name the options that stand for them."""
+    try:
+        yield
+    except ConfigError as error:
+        keys = re.compile(r"^(?:command line: )?(max_size|expire_after)\b", re.MULTILINE)
+        raise ConfigError(keys.sub(lambda key: f"--{key[1].replace('_', '-')}", str(error))) from error
+
+
 def _named(root: Path, stores: Sequence[StoreInfo], beginnings: Sequence[str]) -> list[StoreInfo]:
     """Returns the stores whose fingerprints begin so, or all where there are no beginnings."""
     from hf_freeze.activation_cache.table import short_name
 
     known = sorted(map(short_name, stores))
-    exist = f"{root} holds {', '.join(known) or 'no stores'}."
+    exist = f"{root} holds {', '.join(known)}." if known else _nothing_in(root)
     problems = [
         f"FINGERPRINT: no store's begins so; got {name!r}. {exist} Name one that exists.{did_you_mean(name, known)}"
         for name in beginnings
@@ -184,7 +196,7 @@ def _print_stores(root: Path, stores: Sequence[StoreInfo]) -> None:
 
     console = new_console()
     if not stores:
-        print_lines(console, f"{root} holds no stores.")
+        print_lines(console, _nothing_in(root))
         return
     grid = new_grid(str(root), "fingerprint", "model", "depth", "dtype", "rows", "size", "last use", numbers=5)
     now = time.time()
@@ -197,10 +209,14 @@ def _print_stores(root: Path, stores: Sequence[StoreInfo]) -> None:
         print_lines(console, "Stores of another format are not read; `hf-freeze cache clear` removes them, too.")
 
 
+def _nothing_in(root: Path) -> str:
+    return f"{root} holds no stores." if root.exists() else f"{root} does not exist, so it holds no stores."
+
+
 def _print_verdict(root: Path, grid: Table, *, is_sound: bool) -> None:
     console = new_console()
     if not grid.row_count:
-        print_lines(console, f"{root} holds no stores.")
+        print_lines(console, _nothing_in(root))
         return
     print_grid(console, grid)
     damaged = "What is damaged is computed again when it is next needed."
@@ -212,7 +228,7 @@ def _print_removed(root: Path, stores: Sequence[StoreInfo]) -> None:
 
     console = new_console()
     if not stores:
-        print_lines(console, f"Nothing was removed from {root}.")
+        print_lines(console, f"Nothing was removed from {root}." if root.exists() else _nothing_in(root))
         return
     print_lines(console, *(f"Removed {_described(store)}." for store in stores))
     print_lines(console, f"{spell_stores(stores)} removed from {root}.")

@@ -118,7 +118,7 @@ class TestList:
 
     def test_a_folder_that_does_not_exist_holds_nothing(self, tmp_path: Path) -> None:
         folder = tmp_path / "nowhere"
-        assert call("list", "--dir", folder).stdout == f"{folder} holds no stores.\n"
+        assert call("list", "--dir", folder).stdout == f"{folder} does not exist, so it holds no stores.\n"
         assert call("list", "--json", "--dir", folder).stdout == "[]\n"
         assert not folder.exists()
 
@@ -208,9 +208,10 @@ class TestVerify:
     def test_a_folder_that_does_not_exist_holds_nothing(self, tmp_path: Path) -> None:
         folder = tmp_path / "nowhere"
         result = call("verify", "--dir", folder)
-        assert (result.exit_code, result.stdout) == (0, f"{folder} holds no stores.\n")
+        assert (result.exit_code, result.stdout) == (0, f"{folder} does not exist, so it holds no stores.\n")
         assert call("verify", "x", "--dir", folder).stderr == (
-            f"FINGERPRINT: no store's begins so; got 'x'. {folder} holds no stores. Name one that exists.\n"
+            f"FINGERPRINT: no store's begins so; got 'x'. {folder} does not exist, so it holds no stores. Name one "
+            "that exists.\n"
         )
 
     def test_a_store_without_a_file_holds_no_rows(self, root: Path) -> None:
@@ -247,9 +248,9 @@ class TestPrune:
         result = call("prune", "--max-size", "5 apples", "--expire-after", "0", "--dir", root)
         assert (result.exit_code, result.stdout) == (2, "")
         assert result.stderr == (
-            "max_size: has an unknown unit; got '5 apples'. Units: B, kB, MB, GB, TB, KiB, MiB, GiB, TiB. Write a "
+            "--max-size: has an unknown unit; got '5 apples'. Units: B, kB, MB, GB, TB, KiB, MiB, GiB, TiB. Write a "
             "number and a unit, such as 50 GB, or a whole number of bytes.\n"
-            "expire_after: is not above 0.0; got 0. Number of days above 0 after which what no run has used is "
+            "--expire-after: is not above 0.0; got 0. Number of days above 0 after which what no run has used is "
             "removed; null: never.\n"
         )
         assert len(list_stores(root)) == 2
@@ -269,7 +270,7 @@ class TestPrune:
 
     def test_a_folder_that_does_not_exist_stays_so(self, tmp_path: Path) -> None:
         folder = tmp_path / "nowhere"
-        assert call("prune", "--dir", folder).stdout == f"Nothing was removed from {folder}.\n"
+        assert call("prune", "--dir", folder).stdout == f"{folder} does not exist, so it holds no stores.\n"
         assert not folder.exists()
 
 
