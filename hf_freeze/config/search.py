@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self, TypeVar
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Annotated, Any, Final, Literal, Self, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -17,11 +17,37 @@ from pydantic import (
 )
 
 from hf_freeze.config.options import as_plain
-from hf_freeze.config.problems import LIST_TAG, RANGE_TAG, KeyPath, Problem, ProblemsFound, shown
+from hf_freeze.config.problems import LIST_TAG, RANGE_TAG, KeyPath, Problem, ProblemsFound, dotted, shown
 from hf_freeze.config.ranges import Range, RateRange, kind_of
 from hf_freeze.config.section import Section, Text
 
 NO_ADAPTER = "none"
+
+# The keys that the axes with names of their own set.
+_KEYS: Final[Mapping[str, KeyPath]] = {
+    "depths": ("freeze", "blocks"),
+    "learning_rates": ("training", "learning_rate"),
+    "adapters": ("adapters",),
+    "schedules": ("schedule",),
+}
+# What trials have in common, whatever an axis would say.
+_OWN_SECTIONS: Final = ("allow_changed_plan", "monitor", "save", "search")
+_OWN_ARGUMENTS: Final = (
+    "disable_tqdm",
+    "eval_on_start",
+    "eval_strategy",
+    "load_best_model_at_end",
+    "output_dir",
+    "push_to_hub",
+    "report_to",
+    "resume_from_checkpoint",
+    "save_strategy",
+    "seed",
+)
+_OWN_KEYS: Final[tuple[KeyPath, ...]] = (
+    *((name,) for name in _OWN_SECTIONS),
+    *(("training", name) for name in _OWN_ARGUMENTS),
+)
 
 Values = TypeVar("Values", bound=tuple[Any, ...])
 
@@ -87,6 +113,27 @@ Axis = Annotated[
 ]
 
 
+def _keys_set_by(axis: Range | tuple[Any, ...], key: str) -> set[KeyPath]:
+    """Returns the keys that an axis sets: those within its values, where they are mappings."""
+    path: KeyPath = tuple(int(part) if part.isdecimal() else part for part in key.split("."))
+    values: tuple[Any, ...] = (None,) if isinstance(axis, Range) else axis
+    return {found for value in values for found in _leaves(value, path)}
+
+
+def _leaves(value: object, path: KeyPath) -> Iterator[KeyPath]:
+    if isinstance(value, Mapping) and value:
+        for key, child in value.items():
+            yield from _leaves(child, (*path, key))
+    else:
+        yield path
+
+
+def _overlap(some: Iterable[KeyPath], others: Iterable[KeyPath]) -> bool:
+    """Tells whether a key of the one is, holds or lies within a key of the other."""
+    others = list(others)
+    return any(one[: len(other)] == other[: len(one)] for one in some for other in others)
+
+
 class ConfirmConfig(Section):
     """How the answer is confirmed on the test rows."""
 
@@ -140,6 +187,26 @@ class SearchConfig(Section):
         if not (self.depths or self.learning_rates or self.adapters or self.schedules or self.axes):
             what = "has nothing to vary; got no depths, learning_rates, adapters, schedules or axes. Give one of them."
             raise ProblemsFound([Problem((), what)])
+        return self
+
+    @model_validator(mode="after")
+    def _sets_each_key_once(self) -> Self:
+        varied = self.model_dump(include=set(_KEYS), exclude_none=True)
+        found: dict[KeyPath, set[KeyPath]] = {(name,): {key} for name, key in _KEYS.items() if name in varied}
+        problems = []
+        for key, axis in self.axes.items():
+            path, keys = ("axes", key), _keys_set_by(axis, key)
+            given = axis.model_dump(exclude_defaults=True) if isinstance(axis, Range) else list(axis)
+            if _overlap(keys, _OWN_KEYS):
+                what = "Trials save nothing, and all are seeded and evaluated alike. Remove the axis."
+                problems.append(Problem(path, f"is set by the search itself; got {shown(given)}. {what}"))
+            for other in (other for other, its in found.items() if _overlap(keys, its)):
+                what = "Each axis sets keys of its own. Remove one of the two."
+                same = f"sets what {dotted(('search', *other))} sets"
+                problems.append(Problem(path, f"{same}; got {shown(given)}. {what}"))
+            found[path] = keys
+        if problems:
+            raise ProblemsFound(problems)
         return self
 
     @model_validator(mode="after")

@@ -58,7 +58,7 @@ def test_a_section_reads_back_from_its_yaml(tmp_path: Path) -> None:
 def test_ranges_read_back_from_their_yaml(tmp_path: Path) -> None:
     ranges = {
         "learning_rates": {"low": 1e-5, "high": 1e-3, "log": True},
-        "axes": {"training.weight_decay": {"low": 0, "high": 0.1, "step": 0.02}, "training.seed": [1, 2]},
+        "axes": {"training.weight_decay": {"low": 0, "high": 0.1, "step": 0.02}, "training.max_steps": [1, 2]},
     }
     config = parse_config(changed({"search": ranges}))
     (tmp_path / "x.yaml").write_text(to_yaml(config))
@@ -168,7 +168,10 @@ class TestRange:
         section = {
             "sampler": "grid",
             "learning_rates": {"low": 1e-5, "high": 1e-3, "log": True},
-            "axes": {"training.weight_decay": {"low": 0, "high": 3}, "training.seed": {"low": 0, "high": 4, "step": 2}},
+            "axes": {
+                "training.weight_decay": {"low": 0, "high": 3},
+                "training.max_steps": {"low": 0, "high": 4, "step": 2},
+            },
         }
         what = "A grid has a value after another. Give it a step, write a list, or set search.sampler to 'tpe'."
         rates = "{'low': 1e-05, 'high': 0.001, 'log': True}"
@@ -240,6 +243,55 @@ def test_a_metric_is_named_with_or_without_its_prefix(name: str) -> None:
                 "null: as freeze says."
             ),
         ),
+        (
+            {"learning_rates": [1e-3], "axes": {"training.learning_rate": [1e-4, 2e-4]}},
+            (
+                "search.axes.'training.learning_rate': sets what search.learning_rates sets; got [0.0001, 0.0002]. "
+                "Each axis sets keys of its own. Remove one of the two."
+            ),
+        ),
+        (
+            {"depths": [2], "axes": {"freeze": [{"head": "full"}, {"blocks": {"first": 1}}]}},
+            (
+                "search.axes.freeze: sets what search.depths sets; got [{'head': 'full'}, {'blocks': {'first': 1}}]. "
+                "Each axis sets keys of its own. Remove one of the two."
+            ),
+        ),
+        (
+            {"adapters": ["none"], "axes": {"adapters.0.r": [2, 4]}},
+            (
+                "search.axes.'adapters.0.r': sets what search.adapters sets; got [2, 4]. Each axis sets keys of its "
+                "own. Remove one of the two."
+            ),
+        ),
+        (
+            {"schedules": ["static"], "axes": {"schedule.type": ["static", "progressive"]}},
+            (
+                "search.axes.'schedule.type': sets what search.schedules sets; got ['static', 'progressive']. Each "
+                "axis sets keys of its own. Remove one of the two."
+            ),
+        ),
+        (
+            {"axes": {"freeze.blocks": ["all", "none"], "freeze.blocks.first": {"low": 1, "high": 2}}},
+            (
+                "search.axes.'freeze.blocks.first': sets what search.axes.'freeze.blocks' sets; got {'low': 1, "
+                "'high': 2}. Each axis sets keys of its own. Remove one of the two."
+            ),
+        ),
+        (
+            {"axes": {"training.output_dir": ["a", "b"]}},
+            (
+                "search.axes.'training.output_dir': is set by the search itself; got ['a', 'b']. Trials save nothing, "
+                "and all are seeded and evaluated alike. Remove the axis."
+            ),
+        ),
+        (
+            {"axes": {"search.trials": [3, 4]}},
+            (
+                "search.axes.'search.trials': is set by the search itself; got [3, 4]. Trials save nothing, and all "
+                "are seeded and evaluated alike. Remove the axis."
+            ),
+        ),
         ({"depths": [1], "trials": 0}, "search.trials: is not above 0; got 0. Number of trials above 0."),
         (
             {"depths": [1], "seconds": 0},
@@ -263,6 +315,18 @@ def test_a_metric_is_named_with_or_without_its_prefix(name: str) -> None:
 )
 def test_what_is_wrong_is_told(section: Any, expected: str) -> None:
     assert message(section) == expected
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        {"depths": [1], "axes": {"freeze": [{"head": "full"}], "freeze.embeddings": [True]}},
+        {"learning_rates": [1e-3], "axes": {"training": [{"weight_decay": 0.1}, {"warmup_steps": 2}]}},
+        {"axes": {"training.weight_decay": [0.1], "training.weight_decay_rate": [0.1]}},
+    ],
+)
+def test_axes_may_lie_side_by_side(section: Any) -> None:
+    assert parse_config(changed({"search": section})).search is not None
 
 
 class TestOverride:

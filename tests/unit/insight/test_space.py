@@ -74,13 +74,15 @@ def test_values_of_further_axes_may_be_of_any_kind() -> None:
 def test_every_axis_that_names_no_key_and_every_value_that_does_not_fit_is_told() -> None:
     with pytest.raises(ConfigError) as caught:
         space_of(
-            config(depths=[1], adapters=[{**LORA, "rr": 1}], axes={"trainin.seed": [1], "training.seed": ["one", 2]})
+            config(
+                depths=[1], adapters=[{**LORA, "rr": 1}], axes={"trainin.seed": [1], "training.max_steps": ["one", 2]}
+            )
         )
     lines = str(caught.value).splitlines()
     assert [line.partition("; ")[0] for line in lines] == [
         "search.adapters: adapters.0.rr: unknown key",
         "search.axes: trainin: unknown key",
-        "search.axes: training.seed: does not fit TrainingArguments",
+        "search.axes: training.max_steps: does not fit TrainingArguments",
     ]
     assert lines[1] == (
         "search.axes: trainin: unknown key; got {'seed': 1}. Known keys: activation_cache, adapters, "
@@ -148,12 +150,12 @@ def test_adapters_are_one_plan_at_any_value_of_a_range() -> None:
 
 def test_ends_of_a_range_that_do_not_fit_their_key_are_told() -> None:
     with pytest.raises(ConfigError) as caught:
-        space_of(config(axes={"training.seed": {"low": 0.5, "high": 3}, "trainin.seed": {"low": 0, "high": 3}}))
+        space_of(config(axes={"training.max_steps": {"low": 0.5, "high": 3}, "trainin.seed": {"low": 0, "high": 3}}))
     lines = str(caught.value).splitlines()
     assert [line.partition(".")[0].partition("; ")[0] for line in lines] == ["search"] * len(lines)
     assert [line.partition("; ")[0] for line in lines] == [
-        "search.axes: training.seed: does not fit TrainingArguments",
-        "search.axes: training.seed: does not fit TrainingArguments",
+        "search.axes: training.max_steps: does not fit TrainingArguments",
+        "search.axes: training.max_steps: does not fit TrainingArguments",
         "search.axes: trainin: unknown key",
         "search.axes: trainin: unknown key",
     ]
