@@ -15,11 +15,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import safetensors.torch
 import torch
+from pydantic import TypeAdapter
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -29,6 +31,7 @@ from hf_freeze.plan.automatic import Chosen
 from hf_freeze.plan.resolve import FreezePlan
 from hf_freeze.plan.wrappers import named_parameters, unwrap_model
 from hf_freeze.training.pretrained import load_base
+from hf_freeze.training.shapes import VERSIONED, PlanShape, parsed
 
 WEIGHTS_FILE = "freeze_weights.safetensors"
 STATE_FILE = "freeze_state.json"
@@ -300,14 +303,39 @@ def _kept(model: nn.Module, plan: FreezePlan, trained: Collection[str]) -> dict[
     }
 
 
+@dataclass(frozen=True)
+class _ScheduleShape:
+    type: str
+    options: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _StateShape:
+    plan: PlanShape
+    trained: list[str]
+    schedule: _ScheduleShape | None
+    base_digests: dict[str, str]
+
+
+_STATE: Final = TypeAdapter(_StateShape)
+
+
 def _read_state(folder: Path) -> dict[str, Any]:
-    state: dict[str, Any] = json.loads((folder / STATE_FILE).read_text())
-    if state["format_version"] != FORMAT_VERSION:
+    file = folder / STATE_FILE
+    text = file.read_bytes()
+    try:
+        found = parsed(text, VERSIONED)["format_version"]
+        if found == FORMAT_VERSION:
+            return parsed(text, _STATE)
+    except ValueError as error:
         raise PlanError(
-            f"{folder / STATE_FILE}: this checkpoint has another format; got version {state['format_version']}. "
-            f"This hf_freeze reads version {FORMAT_VERSION}. Resume with the release that wrote it."
-        )
-    return state
+            f"{file}: this file does not say under which plan the checkpoint was written; got {error}. "
+            "Resume from another checkpoint, or download this one again."
+        ) from error
+    raise PlanError(
+        f"{file}: this checkpoint has another format; got version {found}. "
+        f"This hf_freeze reads version {FORMAT_VERSION}. Resume with the release that wrote it."
+    )
 
 
 def _differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:

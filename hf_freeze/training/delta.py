@@ -16,11 +16,13 @@ import copy
 import hashlib
 import json
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import safetensors.torch
 import torch
+from pydantic import TypeAdapter
 from transformers import PreTrainedModel
 
 from hf_freeze.errors import PlanError
@@ -29,7 +31,7 @@ from hf_freeze.plan.resolve import FreezePlan
 from hf_freeze.plan.wrappers import named_parameters
 from hf_freeze.training.checkpoint import distinct_tensors
 from hf_freeze.training.pretrained import load_base
-from hf_freeze.training.record import DELTA_FILE, DELTA_WEIGHTS_FILE, TrainingRecord, lies_in
+from hf_freeze.training.record import DELTA_FILE, DELTA_WEIGHTS_FILE, TrainingRecord, lies_in, read_versioned
 
 
 def write_delta(
@@ -118,11 +120,24 @@ def digest_of_all(digests: Mapping[str, str]) -> str:
     return hashlib.blake2b(lines.encode(), digest_size=16).hexdigest()
 
 
+@dataclass(frozen=True)
+class _DescriptionShape:
+    fresh: list[str]
+    base_digest: str
+    weights_digest: str
+
+
+_DESCRIPTION: Final = TypeAdapter(_DescriptionShape)
+
+
 def read_description(file: Path) -> dict[str, Any]:
     """Reads what a delta says of itself beyond the record of its training.
 
     Args:
-        file: `hf_freeze_delta.json`, which `read_record` has read already.
+        file: `hf_freeze_delta.json`.
+
+    Raises:
+        PlanError: It is damaged, or of another version.
     """
-    content: dict[str, Any] = json.loads(file.read_text())
-    return {name: content[name] for name in ("fresh", "base_digest", "weights_digest")}
+    content = read_versioned(file, _DESCRIPTION)
+    return {name: content[name] for name in _DescriptionShape.__dataclass_fields__}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,6 +13,8 @@ import torch
 from safetensors import SafetensorError
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
+
+from hf_freeze.errors import PlanError
 
 # The forms that each file of a checkpoint may have: adapters of other names than the default have a folder each, and
 # each of several processes has a random state.
@@ -66,9 +67,20 @@ def group_sizes(folder: Path) -> list[int] | None:
 
     Args:
         folder: A checkpoint folder.
+
+    Raises:
+        PlanError: PyTorch cannot read the state of the optimizer without running code from it.
     """
+    file = folder / OPTIMIZER_NAME
     try:
-        state = torch.load(folder / OPTIMIZER_NAME, map_location="cpu", weights_only=True, mmap=True)
+        state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:
+        raise PlanError(
+            f"{file}: the state of the optimizer cannot be read without running code from it; got "
+            f"{type(error).__name__} reading it. hf_freeze reads tensors and plain data only. Resume from another "
+            "checkpoint."
+        ) from error
+    try:
         return [len(group["params"]) for group in state["param_groups"]]
-    except (KeyError, OSError, RuntimeError, TypeError, ValueError, pickle.UnpicklingError):
+    except (KeyError, TypeError):
         return None

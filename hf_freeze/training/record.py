@@ -11,14 +11,17 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
+import torch
+from pydantic import AfterValidator, TypeAdapter
 from transformers import PreTrainedModel
 
 from hf_freeze.errors import PlanError
 from hf_freeze.plan.resolve import FreezePlan
 from hf_freeze.training.checkpoint import plan_record
 from hf_freeze.training.pretrained import commit_of
+from hf_freeze.training.shapes import VERSIONED, PlanShape, parsed
 
 PLAN_FILE: Final = "hf_freeze_plan.json"
 DELTA_FILE: Final = "hf_freeze_delta.json"
@@ -77,6 +80,37 @@ class TrainingRecord:
     def as_dict(self) -> dict[str, Any]:
         """Returns the record as plain data."""
         return asdict(self)
+
+
+def _of_weights(dtype: str) -> str:
+    found = vars(torch).get(dtype)
+    if not (isinstance(found, torch.dtype) and found.is_floating_point):
+        raise ValueError("weights cannot be in this type")
+    return dtype
+
+
+@dataclass(frozen=True)
+class _ConfigShape:
+    model_type: str
+
+
+@dataclass(frozen=True)
+class _RecordShape:
+    """What a file says of the fields of `TrainingRecord`, none left out."""
+
+    model_class: str
+    dtype: Annotated[str, AfterValidator(_of_weights)]
+    base: str
+    revision: str | None
+    model_config: _ConfigShape
+    blocks_path: str | None
+    plan: PlanShape
+    versions: dict[str, str]
+    frozen_digest: str | None
+    undigested: list[str]
+
+
+_RECORD: Final = TypeAdapter(_RecordShape)
 
 
 def training_record(
@@ -144,17 +178,31 @@ def read_record(file: Path) -> TrainingRecord:
     Raises:
         PlanError: It is damaged, or of another version.
     """
+    content = read_versioned(file, _RECORD)
+    return TrainingRecord(**{name: content[name] for name in TrainingRecord.__dataclass_fields__})
+
+
+def read_versioned(file: Path, shape: TypeAdapter[Any]) -> dict[str, Any]:
+    """Reads what is said of a final model, after its version.
+
+    Args:
+        file: `hf_freeze_plan.json` or `hf_freeze_delta.json`.
+        shape: What it has to say.
+
+    Raises:
+        PlanError: It is damaged, or of another version.
+    """
+    text = file.read_bytes()
     try:
-        content = json.loads(file.read_text())
-        known = {name: content[name] for name in TrainingRecord.__dataclass_fields__}
-    except (KeyError, TypeError, ValueError) as error:
+        found = parsed(text, VERSIONED)["format_version"]
+        if found == FORMAT_VERSION:
+            return parsed(text, shape)
+    except ValueError as error:
         raise PlanError(
-            f"{file}: this file does not say how the model was trained; got {type(error).__name__} reading it. "
-            "hf_freeze writes it when it saves a model. Save or download the folder again."
+            f"{file}: this file does not say how the model was trained; got {error}. hf_freeze writes it when it saves "
+            "a model. Save or download the folder again."
         ) from error
-    if known["format_version"] != FORMAT_VERSION:
-        raise PlanError(
-            f"{file}: this file has another format; got version {known['format_version']}. "
-            f"This hf_freeze reads version {FORMAT_VERSION}. Load it with the release that wrote it."
-        )
-    return TrainingRecord(**known)
+    raise PlanError(
+        f"{file}: this file has another format; got version {found}. This hf_freeze reads version {FORMAT_VERSION}. "
+        "Load it with the release that wrote it."
+    )

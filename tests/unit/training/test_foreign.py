@@ -100,6 +100,14 @@ class TestAnotherPlan:
         message = message_of(trainer_of(tmp_path / "out", tiny_bert(seed=1)), folder)
         assert "got an optimizer with no groups of parameters. Under this plan it has groups of 29 and 44" in message
 
+    def test_an_optimizer_that_would_run_code_is_refused(self, checkpoints: dict[bool, Path], tmp_path: Path) -> None:
+        folder = Path(shutil.copytree(checkpoints[False], tmp_path / "checkpoint-2"))
+        torch.save({"param_groups": [tmp_path]}, folder / "optimizer.pt")
+        assert message_of(trainer_of(tmp_path / "out", tiny_bert(seed=1)), folder) == (
+            f"{folder}/optimizer.pt: the state of the optimizer cannot be read without running code from it; got "
+            "UnpicklingError reading it. hf_freeze reads tensors and plain data only. Resume from another checkpoint."
+        )
+
     def test_a_flag_allows_it(self, checkpoints: dict[bool, Path], tmp_path: Path) -> None:
         whole = Trainer(tiny_bert(), arguments(tmp_path / "whole", **SAVING), train_dataset=rows())
         whole.train()
