@@ -110,8 +110,9 @@ def search(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
             require_packages("search", "optuna", "matplotlib", extra="search")
             from hf_freeze.run.searching import search as search_plans  # takes seconds
 
-            with shown_progress("" if loaded.search is None else loaded.search.metric) as watch:
-                answer = search_plans(loaded, watch)
+            metric = "" if loaded.search is None else loaded.search.metric
+            with check.quiet_about_one_class(), shown_progress(metric) as watch:
+                answer = search_plans(loaded, watch, check.print_short_report)
             print_answer(answer)
     except KeyboardInterrupt:
         say("Interrupted. Every trial that ended is kept; run the same command again to go on.")

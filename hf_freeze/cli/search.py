@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from hf_freeze.insight.answer import Answer
-    from hf_freeze.insight.outcomes import Trial
+    from hf_freeze.insight.outcomes import SeedRun, Trial
     from hf_freeze.insight.search import Progress as SearchProgress
 
 
@@ -29,24 +29,34 @@ def shown_progress(metric: str) -> Iterator[Callable[[SearchProgress], None]]:
         metric: What plans are compared by.
     """
     console = Console(stderr=True, highlight=False, markup=False, emoji=False)
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("trials"), TimeElapsedColumn())
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[unit]}"), TimeElapsedColumn())
     bar = Progress(*columns, TextColumn("{task.description}"), console=console, disable=not console.is_terminal)
     said: set[int] = set()
     reasons: dict[str | None, int] = {}
-    with bar:
-        task = bar.add_task("", total=None)
+    num_said = 0
+    task = bar.add_task("", total=None, unit="trials")
 
-        def watch(progress: SearchProgress) -> None:
-            ended = [trial for trial in progress.trials if trial.is_finished]
-            for trial in ended:
-                if trial.number not in said:
-                    first = reasons.setdefault(trial.error, trial.number)
-                    console.print(trial_line(trial, metric, first_failed=first), soft_wrap=True)
-            said.update(trial.number for trial in ended)
-            total = len(progress.trials) + progress.num_left
-            bar.update(task, completed=len(ended), total=total, description=state_line(progress, metric))
+    def watch(progress: SearchProgress) -> None:
+        nonlocal num_said
+        bar.start()  # Not before: what the data holds is printed above it.
+        ended = [trial for trial in progress.trials if trial.is_finished]
+        for trial in ended:
+            if trial.number not in said:
+                first = reasons.setdefault(trial.error, trial.number)
+                console.print(trial_line(trial, metric, first_failed=first), soft_wrap=True)
+        said.update(trial.number for trial in ended)
+        for run in progress.runs[num_said:]:
+            console.print(run_line(run, metric), soft_wrap=True)
+        num_said = len(progress.runs)
+        done, left, unit = len(ended), len(progress.trials) - len(ended) + progress.num_left, "trials"
+        if progress.runs or progress.num_runs_left:
+            done, left, unit = num_said, progress.num_runs_left, "confirmations"
+        bar.update(task, completed=done, total=done + left, unit=unit, description=state_line(progress, metric))
 
+    try:
         yield watch
+    finally:
+        bar.stop()
 
 
 def trial_line(trial: Trial, metric: str, *, first_failed: int) -> str:
@@ -62,6 +72,20 @@ def trial_line(trial: Trial, metric: str, *, first_failed: int) -> str:
     if trial.outcome is None:
         return f"{start}: {trial.error}" if first_failed == trial.number else f"{start}, as trial {first_failed} did"
     return f"{start}, {metric} {trial.outcome.metrics[metric]:.4f}, {trial.outcome.seconds:.1f} s"
+
+
+def run_line(run: SeedRun, metric: str) -> str:
+    """Returns what there is to say about a run that confirms the answer.
+
+    Args:
+        run: The run.
+        metric: What plans are compared by.
+    """
+    start = f"confirming: {run.name}, seed {run.seed}"
+    if run.outcome is None:
+        return f"{start}: failed: {run.error}"
+    name = f"test_{metric.removeprefix('eval_')}"
+    return f"{start}: {name} {run.outcome.metrics[name]:.4f}, {run.outcome.seconds:.1f} s"
 
 
 def state_line(progress: SearchProgress, metric: str) -> str:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Final
 
 from hf_freeze.config import SearchConfig
-from hf_freeze.insight.confirming import Confirmation, gap, mean_and_error
+from hf_freeze.insight.confirming import Confirmation, gap, mean_and_error, on_test_rows
 from hf_freeze.insight.front import Recommendation
-from hf_freeze.insight.outcomes import Trial
+from hf_freeze.insight.outcomes import SeedRun, Trial
 from hf_freeze.insight.plot import draw_front
 from hf_freeze.insight.space import Axis
 
@@ -35,7 +35,9 @@ class Answer:
         front: The complete trials that no other beats.
         recommendation: The plan to take; None where no trial is complete.
         confirmations: What it, the best plan and full fine-tuning gave on the test rows.
-        is_over: Whether all trials have ended; else there are others that run, or the time was up.
+        is_over: Whether no trial runs any more, and none is to begin.
+        num_left: How many trials there was no time to begin, where it is over.
+        failures: The runs in which plans failed that were to be confirmed; such plans are not recommended.
         files: What was written.
     """
 
@@ -46,6 +48,8 @@ class Answer:
     recommendation: Recommendation | None
     confirmations: tuple[Confirmation, ...]
     is_over: bool
+    num_left: int = 0
+    failures: tuple[SeedRun, ...] = ()
     files: tuple[str, ...] = ()
 
     @property
@@ -101,8 +105,7 @@ class Answer:
     @property
     def confirmation_head(self) -> tuple[str, ...]:
         """The columns of the table of test results; all but the first hold numbers."""
-        name = f"test_{self.section.metric.removeprefix('eval_')}"
-        return ("plan", name, "standard error", "seconds", "peak MiB", "trainable")
+        return ("plan", on_test_rows(self.section.metric), "standard error", "seconds", "peak MiB", "trainable")
 
     @property
     def confirmation_rows(self) -> list[tuple[str, ...]]:
@@ -111,20 +114,30 @@ class Answer:
         for found in self.confirmations:
             mean, error = mean_and_error(found.scores(self.section.metric))
             memory, trainable = found.peak_memory_bytes / _MIB, found.outcomes[0].num_trainable
-            cells = (f"{mean:.4f}", f"{error:.4f}", f"{found.seconds:.1f}", f"{memory:,.0f}", f"{trainable:,}")
+            error_cell = f"{error:.4f}" if math.isfinite(error) else ""
+            cells = (f"{mean:.4f}", error_cell, f"{found.seconds:.1f}", f"{memory:,.0f}", f"{trainable:,}")
             rows.append((found.name, *cells))
         return rows
 
     @property
     def sentences(self) -> tuple[str, ...]:
         """What to do, why, and where full fine-tuning would win."""
+        failed = [
+            f"{run.name[:1].upper()}{run.name[1:]} could not be confirmed; with seed {run.seed} it gave: {run.error}."
+            for run in self.failures
+        ]
         if self.recommendation is None:
-            return ("No trial is complete yet, so there is nothing to recommend.",)
+            what = "No plan could be confirmed" if self.front else "No trial is complete yet"
+            return (f"{what}, so there is nothing to recommend.", *failed)
         chosen = self.recommendation.chosen
         plan = ", ".join(f"{axis.name} {chosen.point[axis.name]}" for axis in self.axes)
         lines = [f"Recommended: trial {chosen.number} ({plan}). {self.recommendation.reason}"]
         if not self.is_over:
             lines.append("Not all trials have ended; run the same command again to go on.")
+        elif self.num_left:
+            many = "one more trial" if self.num_left == 1 else f"{self.num_left} more trials"
+            lines.append(f"The time was up before {many} could begin; run the same command again to go on.")
+        lines += failed
         by_name = {found.name: found for found in self.confirmations}
         if RECOMMENDED in by_name and BEST in by_name and chosen.number != self.recommendation.best.number:
             lines.append(self._against_best(by_name[RECOMMENDED], by_name[BEST]))
@@ -135,16 +148,20 @@ class Answer:
         return tuple(lines)
 
     def _figures(self, gain: float, error: float, own: Confirmation) -> str:
-        name = f"test_{self.section.metric.removeprefix('eval_')}"
         difference = gain if self.section.direction == "maximize" else -gain
-        return f"{difference:+.4f} in {name}, standard error {error:.4f} over {len(own.outcomes)} seeds"
+        figures = f"{difference:+.4f} in {on_test_rows(self.section.metric)}"
+        if not math.isfinite(error):
+            return f"{figures} with one seed, which tells no standard error"
+        return f"{figures}, standard error {error:.4f} over {len(own.outcomes)} seeds"
 
     def _against_best(self, own: Confirmation, best: Confirmation) -> str:
         gain, error = gap(best, own, self.section.metric, self.section.direction, on_test=True)
-        is_within = math.isfinite(error) and gain <= error
+        is_known = math.isfinite(error)
+        ahead = "more than a standard error ahead" if is_known else "ahead"
+        is_ahead = gain > (error if is_known else 0.0)
         return (
-            f"The best plan of the search is {'not ' if is_within else ''}more than a standard error ahead of it on "
-            f"the test rows ({self._figures(gain, error, own)})."
+            f"The best plan of the search is {'' if is_ahead else 'not '}{ahead} of it on the test rows "
+            f"({self._figures(gain, error, own)})."
         )
 
     def _against_full(self, own: Confirmation, full: Confirmation) -> str:

@@ -47,13 +47,13 @@ class Claims:
         """
         return self._claim(_FIRST_TRIAL + number)
 
-    def claim_confirmation(self, index: int) -> bool:
+    def claim_confirmation(self, place: int) -> bool:
         """Takes a confirmation, unless another process has it, and returns whether this one has it now.
 
         Args:
-            index: Its place in the list of all.
+            place: A number below 2 ** 62 that is its own.
         """
-        return self._claim(_FIRST_CONFIRMATION + index)
+        return self._claim(_FIRST_CONFIRMATION + place)
 
     def release_trial(self, number: int) -> None:
         """Gives a trial back.
@@ -63,13 +63,13 @@ class Claims:
         """
         self._release(_FIRST_TRIAL + number)
 
-    def release_confirmation(self, index: int) -> None:
+    def release_confirmation(self, place: int) -> None:
         """Gives a confirmation back.
 
         Args:
-            index: Its place in the list of all.
+            place: The number that is its own.
         """
-        self._release(_FIRST_CONFIRMATION + index)
+        self._release(_FIRST_CONFIRMATION + place)
 
     def holds_trial(self, number: int) -> bool:
         """Returns whether this process has a trial.

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from hf_freeze.config import RunConfig, override, to_yaml
 from hf_freeze.config.writing import without_secrets
-from hf_freeze.insight.front import Direction, Recommendation
-from hf_freeze.insight.outcomes import TrialOutcome
+from hf_freeze.insight.front import ROUNDING, Direction, Recommendation
+from hf_freeze.insight.outcomes import SeedRun, TrialOutcome
 from hf_freeze.insight.search import TRIAL_ERRORS, in_words
 from hf_freeze.insight.study import SearchStudy
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -37,8 +35,7 @@ class Confirmation:
         Args:
             metric: Its name on the validation rows, such as `eval_accuracy`.
         """
-        name = f"test_{metric.removeprefix('eval_')}"
-        return [outcome.metrics[name] for outcome in self.outcomes]
+        return [outcome.metrics[on_test_rows(metric)] for outcome in self.outcomes]
 
     @property
     def seconds(self) -> float:
@@ -49,6 +46,15 @@ class Confirmation:
     def peak_memory_bytes(self) -> int:
         """The largest peak of memory, in bytes."""
         return max(outcome.peak_memory_bytes for outcome in self.outcomes)
+
+
+def on_test_rows(metric: str) -> str:
+    """Returns the name of a metric on the test rows, such as `test_accuracy`.
+
+    Args:
+        metric: Its name on the validation rows.
+    """
+    return f"test_{metric.removeprefix('eval_')}"
 
 
 def mean_and_error(scores: list[float]) -> tuple[float, float]:
@@ -92,6 +98,7 @@ def reconsider(
 ) -> Recommendation:
     """Returns the plan to take once seeds tell more than one trial: the best one, where the cheaper one falls behind.
 
+    It falls behind by more than one standard error or, where a single seed tells none, by more than the tolerance.
     Only the validation rows decide; the test rows say what the answer is worth.
 
     Args:
@@ -100,73 +107,106 @@ def reconsider(
         best: What the best one gave with the same.
         metric: The metric on the validation rows.
         direction: Whether more of it is better.
-        tolerance: How much of it may be given up.
+        tolerance: How much of it the cheaper plan gave up at most in its trial.
     """
-    behind, error = gap(best, own, metric, direction, on_test=False)
-    if found.chosen.number == found.best.number or behind <= max(tolerance, error):
+    if found.chosen.number == found.best.number:
         return found
+    behind, error = gap(best, own, metric, direction, on_test=False)
+    count = len(own.outcomes)
+    # The error of a single seed is not known.
+    allowed, limit = (error, f"one standard error, {error:.4f}") if count > 1 else (tolerance, f"{tolerance:g}")
+    seeds = f"over {count} seeds" if count > 1 else "with one more seed"
+    if behind <= allowed + ROUNDING:
+        place = f"{behind:.4f} behind the best, not more than {limit}," if behind > 0 else "not behind the best"
+        stays = f"{seeds.capitalize()} it is {place} on the validation rows."
+        return replace(found, reason=f"{found.reason} {stays}")
     reason = (
         f"It has the best {metric}. Trial {found.chosen.number} trains faster and came within {tolerance:g} of it, but "
-        f"over {len(own.outcomes)} seeds it is {behind:.4f} behind on the validation rows, standard error {error:.4f}."
+        f"{seeds} it is {behind:.4f} behind on the validation rows, which is more than {limit}."
     )
     return Recommendation(found.best, found.best, 0.0, reason)
 
 
-def confirm(
-    study: SearchStudy,
-    configs: Mapping[str, RunConfig],
-    train: Callable[[RunConfig], TrialOutcome],
-    *,
-    seeds: Iterable[int],
-) -> tuple[Confirmation, ...]:
-    """Trains plans with several seeds, and returns what they gave; plans of which runs are missing are left out.
+class Confirming:
+    """Trains plans with several seeds.
 
     Runs that the study holds are not repeated, and those that other processes are at are left to them. A plan that
-    fails, or gives a number that is not finite, is said to and not tried with further seeds.
+    fails, or gives a number that is not finite, is not tried with further seeds.
+
+    Attributes:
+        runs: The runs that ended here.
 
     Args:
         study: The study, which keeps what runs gave.
-        configs: The plans, by name.
         train: Trains a plan and evaluates it on the test rows.
         seeds: The seeds.
+        watch: Is told before each run, and at the end, which have ended here and how many of each plan are to come.
     """
-    runs = {
-        (name, seed): override(config, {"training.seed": seed}, source="search.confirm")
-        for seed in seeds
-        for name, config in configs.items()
-    }
-    keys = {run: _digest(config) for run, config in runs.items()}
-    failed: set[str] = set()
-    for index, ((name, seed), config) in enumerate(runs.items()):
-        key = keys[name, seed]
-        if name not in failed and study.claim_confirmation(index, key):
-            outcome = _attempted(train, config, f"{name}, seed {seed}")
-            if outcome is None:
-                failed.add(name)
-            else:
-                study.record_confirmation(index, key, outcome)
-    done = study.confirmed
-    found = []
-    for name in configs:
-        mine = [done.get(key) for (owner, _), key in keys.items() if owner == name]
-        outcomes = tuple(outcome for outcome in mine if outcome is not None)
-        if len(outcomes) == len(mine):
-            found.append(Confirmation(name, outcomes))
-    return tuple(found)
 
+    def __init__(
+        self,
+        study: SearchStudy,
+        train: Callable[[RunConfig], TrialOutcome],
+        *,
+        seeds: Sequence[int],
+        watch: Callable[[tuple[SeedRun, ...], Mapping[str, int]], None] = lambda runs, left: None,
+    ) -> None:
+        self.runs: list[SeedRun] = []
+        self._study = study
+        self._train = train
+        self._seeds = seeds
+        self._watch = watch
+        self._failed: dict[str, SeedRun] = {}
 
-def _attempted(train: Callable[[RunConfig], TrialOutcome], config: RunConfig, what: str) -> TrialOutcome | None:
-    """Returns what a run gave; None, with a warning, where it failed: the answer is there without it."""
-    try:
-        outcome = train(config)
-    except TRIAL_ERRORS as error:
-        logger.warning("search: a plan could not be confirmed (%s); got %s", what, in_words(error))
-        return None
-    for metric, value in outcome.metrics.items():
-        if not math.isfinite(value):
-            logger.warning("search: a plan could not be confirmed (%s); got %s for %s", what, value, metric)
-            return None
-    return outcome
+    def confirm(self, configs: Mapping[str, RunConfig]) -> tuple[Confirmation, ...]:
+        """Returns what plans gave; those of which runs are missing are left out.
+
+        Args:
+            configs: The plans, by name.
+        """
+        keys = {
+            (name, seed): _digest(override(config, {"training.seed": seed}, source="search.confirm"))
+            for seed in self._seeds
+            for name, config in configs.items()
+        }
+        left = Counter(name for name, _ in keys)
+        for (name, seed), key in keys.items():
+            if self.failure(configs[name]) is None and self._study.claim_confirmation(key):
+                self._watch(tuple(self.runs), left)
+                run = self._run(name, configs[name], seed)
+                if run.outcome is None:
+                    self._failed[_digest(configs[name])] = run
+                    self._study.release_confirmation(key)
+                else:
+                    self._study.record_confirmation(key, run.outcome)
+                self.runs.append(run)
+            left[name] -= 1
+        self._watch(tuple(self.runs), left)
+        done = self._study.confirmed
+        found = {name: [done.get(keys[name, seed]) for seed in self._seeds] for name in configs}
+        return tuple(
+            Confirmation(name, tuple(outcome for outcome in outcomes if outcome is not None))
+            for name, outcomes in found.items()
+            if None not in outcomes
+        )
+
+    def failure(self, config: RunConfig) -> SeedRun | None:
+        """Returns the run in which a plan failed; None where none did.
+
+        Args:
+            config: The plan.
+        """
+        return self._failed.get(_digest(config))
+
+    def _run(self, name: str, config: RunConfig, seed: int) -> SeedRun:
+        try:
+            outcome = self._train(override(config, {"training.seed": seed}, source="search.confirm"))
+        except TRIAL_ERRORS as error:
+            return SeedRun(name, seed, None, in_words(error))
+        for metric, value in outcome.metrics.items():
+            if not math.isfinite(value):
+                return SeedRun(name, seed, None, f"{metric} is {value}")
+        return SeedRun(name, seed, outcome)
 
 
 def _digest(config: RunConfig) -> str:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from hf_freeze.insight.outcomes import Trial, TrialOutcome
 
 Direction = Literal["maximize", "minimize"]
+
+# 0.800 - 0.795 is a bit above 0.005 in floating point.
+ROUNDING: Final = 1e-9
 
 
 @dataclass(frozen=True)
@@ -94,8 +97,7 @@ def recommend(trials: Sequence[Trial], metric: str, direction: Direction, *, tol
     def given_up(outcome: TrialOutcome) -> float:
         return abs(outcome.metrics[metric] - top)
 
-    # Rounded up by a hair: 0.800 - 0.795 is a bit above 0.005 in floating point.
-    near = [found for found in complete(trials) if given_up(found[1]) <= tolerance + 1e-9]
+    near = [found for found in complete(trials) if given_up(found[1]) <= tolerance + ROUNDING]
     chosen, outcome = min(near, key=lambda found: costs(found[1]))
     reason = _reason(best.outcome, outcome, metric, tolerance=tolerance, num_near=len(near), num=len(complete(trials)))
     return Recommendation(chosen, best, given_up(outcome), reason)
@@ -103,11 +105,11 @@ def recommend(trials: Sequence[Trial], metric: str, direction: Direction, *, tol
 
 def _reason(best: TrialOutcome, chosen: TrialOutcome, metric: str, *, tolerance: float, num_near: int, num: int) -> str:
     top, own = best.metrics[metric], chosen.metrics[metric]
+    if num == 1:
+        return f"It is the only complete trial; its {metric} is {top:.4f}."
     if num_near == 1:
-        return (
-            f"It has the best {metric}, {top:.4f}, and none of the other {num - 1} complete trials comes within "
-            f"{tolerance:g} of it."
-        )
+        others = "the other complete trial does not come" if num == 2 else f"none of the other {num - 1} comes"
+        return f"It has the best {metric}, {top:.4f}, and {others} within {tolerance:g} of it."
     among = f"Of the {num_near} complete trials within {tolerance:g} of the best {metric}, {top:.4f}, it trains fastest"
     if chosen == best:
         return f"{among}, and it is the best itself."

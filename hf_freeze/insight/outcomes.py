@@ -30,6 +30,23 @@ class TrialOutcome:
 
 
 @dataclass(frozen=True)
+class SeedRun:
+    """One run that confirms the answer of a search.
+
+    Attributes:
+        name: Which plan it is.
+        seed: Its seed.
+        outcome: What it gave; None where it failed.
+        error: Why it failed.
+    """
+
+    name: str
+    seed: int
+    outcome: TrialOutcome | None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
 class Trial:
     """What a study knows about one trial.
 

@@ -11,7 +11,7 @@ from typing import Protocol
 from hf_freeze.config import SearchConfig
 from hf_freeze.errors import FreezeError, SearchError
 from hf_freeze.insight.front import best_of
-from hf_freeze.insight.outcomes import Trial, TrialOutcome
+from hf_freeze.insight.outcomes import SeedRun, Trial, TrialOutcome
 from hf_freeze.insight.space import Point
 from hf_freeze.insight.study import Asked, SearchStudy
 
@@ -50,15 +50,17 @@ class Progress:
         trials: What is known about every trial, the current one last where one runs here.
         num_left: How many trials are not begun.
         best: The best complete trial; None where there is none.
-        seconds: How long this process has searched.
-        seconds_left: How long it will take about, as far as that is known.
+        seconds_left: How long it will take about, with the runs that confirm the answer, as far as that is known.
+        runs: The runs that confirm the answer and ended here.
+        num_runs_left: How many of them are to come; 0 until the trials have ended.
     """
 
     trials: tuple[Trial, ...]
     num_left: int
     best: Trial | None
-    seconds: float
     seconds_left: float | None
+    runs: tuple[SeedRun, ...] = ()
+    num_runs_left: int = 0
 
 
 def run_trials(
@@ -93,11 +95,11 @@ def _run(study: SearchStudy, section: SearchConfig, asked: Asked, run_trial: Run
 
     def report(metrics: Mapping[str, float], *, is_last: bool) -> bool:
         nonlocal num_reports, is_pruned
-        value = metrics[section.metric]
-        if not math.isfinite(value):
-            raise ValueError(f"{section.metric} is {value} after evaluation {num_reports + 1}")
         num_reports += 1
-        is_pruned = study.report(asked, value, num_reports, is_last=is_last)
+        for name, value in metrics.items():  # A plan whose loss is NaN may yet have the accuracy of a guess.
+            if not math.isfinite(value):
+                raise ValueError(f"{name} is {value} after evaluation {num_reports}")
+        is_pruned = study.report(asked, metrics[section.metric], num_reports, is_last=is_last)
         return is_pruned
 
     try:
@@ -135,12 +137,14 @@ def _check_some_succeeded(trials: list[Trial]) -> None:
 
 def _progress(study: SearchStudy, section: SearchConfig, start: float) -> Progress:
     trials, num_left = study.trials, study.num_left
-    seconds = time.monotonic() - start
     took = [trial.outcome.seconds for trial in trials if trial.outcome is not None]
     running = sum(trial.state == "running" for trial in trials)
     left = None if not took else (num_left + min(1, running)) * sum(took) / len(took)
     if section.seconds is not None:
-        until = max(0.0, section.seconds - seconds)
+        until = max(0.0, section.seconds - (time.monotonic() - start))
         left = until if left is None else min(left, until)
     best = best_of(trials, section.metric, section.direction)
-    return Progress(tuple(trials), num_left, best, seconds, left)
+    if left is not None and best is not None and best.outcome is not None:
+        # The recommended plan takes no longer than the best; full fine-tuning no less than the slowest.
+        left += section.confirm.seeds * (2 * best.outcome.seconds + max(took))
+    return Progress(tuple(trials), num_left, best, left)

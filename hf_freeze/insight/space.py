@@ -13,7 +13,7 @@ from typing import Any, Final
 from hf_freeze.config import RunConfig, ScheduleConfig, SearchConfig, override, parse_section
 from hf_freeze.config.ranges import Range
 from hf_freeze.config.search import NO_ADAPTER
-from hf_freeze.errors import ConfigError
+from hf_freeze.errors import ConfigError, FreezeError
 
 DEPTH: Final = "depth"
 LEARNING_RATE: Final = "learning_rate"
@@ -63,22 +63,17 @@ class Axis:
         return self.values[choice] if self.range is None else choice
 
 
-def _itself(point: Point) -> Point:
-    return point
-
-
 @dataclass(frozen=True)
 class Space:
     """All plans of a search.
 
     Attributes:
         axes: What is varied.
-        same: Returns the point that stands for the plan of a point: where nothing is left to carry an adapter, all
-            adapters are one plan.
+        carries: Tells whether the plan of a point has blocks that carry an adapter; all adapters are one plan else.
     """
 
     axes: tuple[Axis, ...]
-    same: Callable[[Point], Point] = _itself
+    carries: Callable[[Point], bool] = lambda point: True
 
     @cached_property
     def points(self) -> tuple[Point, ...] | None:
@@ -91,6 +86,24 @@ class Space:
     def corners(self) -> tuple[Point, ...]:
         """The plans at the least values of all ranges."""
         return self._crossed([[next(iter(axis.values))] if axis.range else list(axis.values) for axis in self.axes])
+
+    def same(self, point: Point) -> Point:
+        """Returns the point that stands for the plan of a point, with values of the axes.
+
+        Args:
+            point: The values, of all axes or of some.
+        """
+        if ADAPTER not in point or self.carries(point):
+            return point
+        return {**point, ADAPTER: next(choice for axis in self.axes if axis.name == ADAPTER for choice in axis.values)}
+
+    def named(self, point: Point) -> Point:
+        """Returns a point as tables show it: without an adapter where nothing carries one.
+
+        Args:
+            point: The values, of all axes or of some.
+        """
+        return point if ADAPTER not in point or self.carries(point) else {**point, ADAPTER: NO_ADAPTER}
 
     @property
     def num_plans(self) -> float:
@@ -119,31 +132,36 @@ def make_space(config: RunConfig, section: SearchConfig, carriers: Carriers) -> 
         ConfigError: A value does not fit its key, or there is no such key; every problem is listed.
     """
     axes = tuple(_axes(section))
-    problems = []
+    problems: dict[str, str] = {}
     for axis in axes:
         for choice in axis.values:
             try:
                 config_of(config, axes, {axis.name: choice}, carriers=lambda _: "all")
             except ConfigError as error:
-                problems.append(str(error))
+                for line in str(error).splitlines():
+                    # That there is no such key is said once, whatever value it was given.
+                    what, separator, _ = line.partition(": unknown key; got ")
+                    problems.setdefault(what if separator else line, line)
     if problems:
-        raise ConfigError("\n".join(dict.fromkeys(problems)))
-    return Space(axes, _standing(config, axes, carriers) if any(axis.name == ADAPTER for axis in axes) else _itself)
+        raise ConfigError("\n".join(problems.values()))
+    return Space(axes, _carrying(config, axes, carriers))
 
 
-def _standing(config: RunConfig, axes: tuple[Axis, ...], carriers: Carriers) -> Callable[[Point], Point]:
-    """Returns what finds the point that stands for a plan, where adapters are varied."""
-    first = next(choice for axis in axes if axis.name == ADAPTER for choice in axis.values)
-    carries: dict[str, bool] = {}
+def _carrying(config: RunConfig, axes: tuple[Axis, ...], carriers: Carriers) -> Callable[[Point], bool]:
+    """Returns what tells whether a plan has blocks that carry an adapter, found once for each."""
+    known: dict[str, bool] = {}
 
-    def same(point: Point) -> Point:
+    def carries(point: Point) -> bool:
         bare = {name: choice for name, choice in point.items() if name != ADAPTER}
         key = json.dumps(bare)
-        if key not in carries:
-            carries[key] = carriers(config_of(config, axes, bare, carriers=carriers)) is not None
-        return point if carries[key] else {**point, ADAPTER: first}
+        if key not in known:
+            try:
+                known[key] = carriers(config_of(config, axes, bare, carriers=carriers)) is not None
+            except FreezeError:  # The plan cannot be made; its trial says why.
+                known[key] = True
+        return known[key]
 
-    return same
+    return carries
 
 
 def config_of(config: RunConfig, axes: Iterable[Axis], point: Point, *, carriers: Carriers) -> RunConfig:

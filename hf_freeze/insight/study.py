@@ -63,7 +63,7 @@ class SearchStudy:
         identity: What the trials depend on, as plain data: a study of another one is refused.
 
     Raises:
-        ConfigError: The study is of another config.
+        ConfigError: The study is of another config, or of other rows.
         SearchError: The file cannot be used.
     """
 
@@ -84,7 +84,8 @@ class SearchStudy:
     def trials(self) -> list[Trial]:
         """What is known about every trial that was not killed, in the order in which they began."""
         with self._explained():
-            return [_trial(found) for found in self._study.get_trials(deepcopy=False) if not _is_killed(found)]
+            found = [trial for trial in self._study.get_trials(deepcopy=False) if not _is_killed(trial)]
+        return [_trial(each, self.space.named(_point(each))) for each in found]
 
     @property
     def num_left(self) -> int:
@@ -153,27 +154,34 @@ class SearchStudy:
             self._study.tell(asked.trial, state=TrialState.FAIL)
             self._claims.release_trial(asked.number)
 
-    def claim_confirmation(self, index: int, name: str) -> bool:
+    def claim_confirmation(self, name: str) -> bool:
         """Takes a run that confirms the answer, unless it is done or another process has it.
 
         Args:
-            index: Its place in the list of all.
-            name: What it is recorded under.
+            name: What it is recorded under, in hexadecimal digits.
         """
         with self._explained(), self._claims.turn():
-            return name not in self.confirmed and self._claims.claim_confirmation(index)
+            return name not in self.confirmed and self._claims.claim_confirmation(_place(name))
 
-    def record_confirmation(self, index: int, name: str, outcome: TrialOutcome) -> None:
+    def record_confirmation(self, name: str, outcome: TrialOutcome) -> None:
         """Records what a run gave that confirms the answer.
 
         Args:
-            index: Its place in the list of all.
             name: What it is recorded under.
             outcome: What it gave.
         """
         with self._explained():
             self._study.set_user_attr(f"{_CONFIRMED} {name}", asdict(outcome))
-            self._claims.release_confirmation(index)
+        self.release_confirmation(name)
+
+    def release_confirmation(self, name: str) -> None:
+        """Gives a run back that failed.
+
+        Args:
+            name: What it would be recorded under.
+        """
+        with self._explained():
+            self._claims.release_confirmation(_place(name))
 
     @property
     def confirmed(self) -> dict[str, TrialOutcome]:
@@ -219,9 +227,9 @@ class SearchStudy:
         ]
         if differences:
             raise ConfigError(
-                f"search.study: was made for another config; got {str(self.path)!r}, in which "
-                f"{'; '.join(differences)}. The trials of a study have one config. Restore the config, or name "
-                "another file."
+                f"search.study: was made for another config or other rows; got {str(self.path)!r}, in which "
+                f"{'; '.join(differences)}. The trials of a study have one config and the same rows. Restore what "
+                "differs, or name another file."
             )
 
     def _revive(self) -> None:
@@ -275,6 +283,11 @@ class SearchStudy:
         )
 
 
+def _place(name: str) -> int:
+    """Returns where a run is claimed: the same place in all processes, whatever else they confirm."""
+    return int(name[:12], 16)
+
+
 def _is_killed(found: FrozenTrial) -> bool:
     return found.state == TrialState.FAIL and _ERROR not in found.user_attrs
 
@@ -284,7 +297,7 @@ def _point(found: FrozenTrial) -> dict[str, Any]:
     return {**found.system_attrs.get("fixed_params", {}), **found.params}
 
 
-def _trial(found: FrozenTrial) -> Trial:
+def _trial(found: FrozenTrial, point: Point) -> Trial:
     names = {
         TrialState.RUNNING: "running",
         TrialState.WAITING: "waiting",
@@ -296,7 +309,7 @@ def _trial(found: FrozenTrial) -> Trial:
     return Trial(
         found.number,
         names[found.state],
-        _point(found),
+        point,
         None if outcome is None else TrialOutcome(**outcome),
         found.user_attrs.get(_ERROR),
     )

@@ -7,7 +7,7 @@ import gc
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Final, Self
@@ -19,7 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from hf_freeze.activation_cache.collator import KeyCollator
 from hf_freeze.config import RunConfig, ScheduleConfig, override, to_yaml
-from hf_freeze.errors import ConfigError, did_you_mean
+from hf_freeze.insight.check import DataReport
 from hf_freeze.insight.outcomes import TrialOutcome
 from hf_freeze.insight.search import Report
 from hf_freeze.run.training import Run, tells_quality
@@ -32,31 +32,31 @@ _FEW_ROWS: Final = 32
 
 
 class TrialRunner:
-    """Trains plans one after the other in this process."""
+    """Trains plans one after the other in this process.
 
-    def __init__(self) -> None:
+    Args:
+        tell_data: Is told what the data holds once it has been read.
+    """
+
+    def __init__(self, tell_data: Callable[[DataReport], None] = lambda report: None) -> None:
+        self._tell_data = tell_data
         self._rows: dict[str, PreparedData] = {}
         self._filled: set[str] = set()
 
-    def prepare(self, config: RunConfig, metric: str) -> None:
-        """Tokenises the rows, and fills the activation cache for one plan.
+    def prepare(self, config: RunConfig) -> list[str]:
+        """Tokenises the rows, fills the activation cache for one plan, and returns the names of what evaluations log.
 
         Args:
             config: The config of the plan whose frozen prefix all others share.
-            metric: What evaluations have to log.
 
         Raises:
-            ConfigError: The config does not fit the data or the model, or no evaluation logs the metric.
+            ConfigError: The config does not fit the data or the model.
         """
         with _quiet():
             run = self._make(config)
             known = _evaluated(run)
-            if metric not in known:
-                raise ConfigError(
-                    f"search.metric: no evaluation logs it; got {metric!r}. Evaluations log {', '.join(known)}. "
-                    f"Name one of them.{did_you_mean(metric, known)}"
-                )
             self._fill(run)
+        return known
 
     def fill(self, config: RunConfig) -> None:
         """Fills the activation cache for one plan, from that of a lesser depth where there is one.
@@ -86,13 +86,13 @@ class TrialRunner:
             with PeakMemory(torch.device(run.args.device)) as memory:
                 trainer.train()
             seconds = time.perf_counter() - start
-            metrics = dict(reporting.metrics)
+            metrics = reporting.metrics
             if on_test:
                 trainer.remove_callback(reporting)
-                metrics.update(trainer.evaluate(run.data.test, metric_key_prefix="test"))
+                metrics.update(_qualities(trainer.evaluate(run.data.test, metric_key_prefix="test")))
                 trainer.activation_cache.close()
             outcome = TrialOutcome(
-                metrics={name: float(value) for name, value in metrics.items() if tells_quality(name)},
+                metrics=metrics,
                 seconds=seconds,
                 peak_memory_bytes=memory.peak,
                 on_gpu=memory.on_gpu,
@@ -114,6 +114,8 @@ class TrialRunner:
         config = _trial_config(config)
         key = _without_plan(config)
         run = Run(config, rows=self._rows.get(key))
+        if not self._rows:
+            self._tell_data(run.data_report)
         self._rows[key] = run.data
         run.trainer.remove_callback(PrinterCallback)
         return run
@@ -135,7 +137,12 @@ def _evaluated(run: Run) -> list[str]:
     found = run.trainer.evaluate(few)
     if isinstance(collator, KeyCollator):
         collator.adds_keys = True
-    return sorted(filter(tells_quality, found))
+    return sorted(_qualities(found))
+
+
+def _qualities(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Returns the metrics of the model, without those of the machine."""
+    return {name: float(value) for name, value in metrics.items() if tells_quality(name)}
 
 
 def _trial_config(config: RunConfig) -> RunConfig:
@@ -158,7 +165,7 @@ class _Reporting(TrainerCallback):
     """
 
     def __init__(self, report: Report | None) -> None:
-        self.metrics: Mapping[str, float] = {}
+        self.metrics: dict[str, float] = {}
         self.count = 0
         self._report = report
 
@@ -171,7 +178,7 @@ class _Reporting(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Passes the metrics on."""
-        self.metrics = dict(metrics or {})
+        self.metrics = _qualities(metrics or {})
         self.count += 1
         if self._report is not None and self._report(self.metrics, is_last=state.global_step >= state.max_steps):
             control.should_training_stop = True

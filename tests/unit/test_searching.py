@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,11 +19,13 @@ from ruamel.yaml import YAML
 from typer.testing import CliRunner, Result
 
 from hf_freeze.cli import app
-from hf_freeze.config import load_config, override
-from hf_freeze.insight.answer import Answer
+from hf_freeze.config import FreezeConfig, RunConfig, Selection, load_config, override
+from hf_freeze.insight.answer import BEST, FULL, RECOMMENDED, Answer
+from hf_freeze.insight.outcomes import TrialOutcome
+from hf_freeze.insight.search import Progress
 from hf_freeze.run import Run
 from hf_freeze.run.searching import search
-from hf_freeze.run.trials import PeakMemory
+from hf_freeze.run.trials import PeakMemory, TrialRunner
 from tests import tiny_run
 from tests.tiny import tiny_bert, tiny_tokenizer
 from tests.unit.config.test_loading import NUM_ARGUMENTS
@@ -270,8 +274,9 @@ class TestRefusals:
         study = config.parent / "out" / "study.db"
         assert result.exit_code == 2
         assert result.stderr.endswith(
-            f"search.study: was made for another config; got {str(study)!r}, in which training.num_train_epochs was 2 "
-            "and is 3 here. The trials of a study have one config. Restore the config, or name another file.\n"
+            f"search.study: was made for another config or other rows; got {str(study)!r}, in which "
+            "training.num_train_epochs was 2 and is 3 here. The trials of a study have one config and the same rows. "
+            "Restore what differs, or name another file.\n"
         )
 
 
@@ -359,3 +364,154 @@ def test_the_config_of_a_trial_has_its_schedule(folder: Path) -> None:
     search(load_config(write_config(own, section)))
     written = load_config(own / "out" / "recommended.yaml").schedule
     assert (written.type, written.options) == ("progressive", {"ceiling": 2})
+
+
+def tiny(folder: Path, name: str, section: dict[str, Any]) -> Path:
+    """A config in a folder of its own, of a search that is not confirmed unless its section says so."""
+    (folder / name).mkdir()
+    return write_config(folder / name, {"confirm": {"seeds": 0}, "pruner": "none", **section})
+
+
+def broken_model(folder: Path) -> Path:
+    """A model whose folder has no weights."""
+    tiny_run.write_model(folder)
+    (folder / "model.safetensors").unlink()
+    return folder
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+@pytest.mark.parametrize("lacks", ["model", "weights"])
+def test_a_plan_that_cannot_be_trained_fails_alone_wherever_it_is_listed(
+    folder: Path, tmp_path: Path, lacks: str, is_first: bool
+) -> None:
+    (tmp_path / "model").symlink_to(folder / "model")
+    bad = str(tmp_path / "nothing" if lacks == "model" else broken_model(tmp_path / "bad"))
+    models = [bad, str(folder / "model")]
+    section = {"axes": {"model.name_or_path": models if is_first else models[::-1]}, "adapters": ["none", LORA]}
+    answer = search(load_config(tiny(tmp_path, "x", section)))
+    states = sorted((trial.point["model.name_or_path"] == bad, trial.state) for trial in answer.trials)
+    assert states == [(False, "complete"), (False, "complete"), (True, "failed"), (True, "failed")]
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_an_adapter_that_fits_no_module_fails_alone(folder: Path, tmp_path: Path, is_first: bool) -> None:
+    (tmp_path / "model").symlink_to(folder / "model")
+    bad = {**LORA, "target_modules": ["quary"]}
+    adapters = [bad, LORA] if is_first else [LORA, bad]
+    answer = search(load_config(tiny(tmp_path, "x", {"depths": [3], "adapters": adapters})))
+    assert sorted(("quary" in str(trial.point["adapter"]), trial.state) for trial in answer.trials) == [
+        (False, "complete"),
+        (True, "failed"),
+    ]
+
+
+def test_where_no_plan_can_be_trained_the_first_error_is_told_once(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "model").symlink_to(folder / "model")
+    bad = str(tmp_path / "nothing")
+    result = call("search", tiny(tmp_path, "x", {"axes": {"model.name_or_path": [bad]}}))
+    assert result.exit_code == 2
+    start = f"search: the only trial failed; got first, with model.name_or_path {bad}: model.name_or_path: "
+    assert start in result.stderr
+    assert result.stderr.endswith(
+        "There is nothing to choose from. Mend what it says, and name a new file in search.study.\n"
+    )
+
+
+def test_a_plan_of_the_head_alone_names_no_adapter(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "model").symlink_to(folder / "model")
+    result = call("search", tiny(tmp_path, "x", {"depths": [4], "adapters": [LORA]}))
+    assert result.exit_code == 0
+    assert "trial 0: depth 4, adapter none: complete" in result.stderr
+    assert "Recommended: trial 0 (depth 4, adapter none). It is the only complete trial; its" in result.stdout
+    report = (tmp_path / "x" / "out" / "search.md").read_text()
+    assert "| 4 | none | complete |" in report
+    assert "LORA" not in report
+
+
+def test_a_plan_whose_loss_is_no_number_is_not_recommended(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "model").symlink_to(folder / "model")
+    section = {"depths": [2], "learning_rates": [1e30, 1e-3], "confirm": {"seeds": 1}}
+    answer = search(load_config(tiny(tmp_path, "x", section)))
+    found = {trial.point["learning_rate"]: (trial.state, trial.error) for trial in answer.trials}
+    assert found == {1e30: ("failed", "eval_loss is nan after evaluation 1"), 1e-3: ("complete", None)}
+    assert answer.recommendation is not None
+    assert answer.recommendation.chosen.point["learning_rate"] == 1e-3
+
+
+def test_a_plan_that_fails_with_another_seed_makes_way_for_the_next(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "model").symlink_to(folder / "model")
+    train = TrialRunner.train
+    failing: list[FreezeConfig] = []
+
+    def train_all_but_one(self: TrialRunner, config: RunConfig, report: Any = None, **how: Any) -> TrialOutcome:
+        """The plan that is confirmed first fails."""
+        if report is None and config.freeze is not None:
+            failing.append(config.freeze)
+            if config.freeze == failing[0]:
+                raise RuntimeError("out of memory")
+        return train(self, config, report, **how)
+
+    monkeypatch.setattr(TrialRunner, "train", train_all_but_one)
+    section = {"depths": [3, 4], "tolerance": 1.0, "confirm": {"seeds": 2}}
+    told: list[Progress] = []
+    answer = search(load_config(tiny(tmp_path, "x", section)), told.append)
+    failed = next(
+        trial.number
+        for trial in answer.trials
+        if failing[0].blocks == Selection("first", int(str(trial.point["depth"])))
+    )
+    assert answer.recommendation is not None
+    assert answer.recommendation.chosen.number != failed
+    assert f"Trial {failed} could not be confirmed; with seed 42 it gave: RuntimeError: out of memory." in (
+        answer.sentences
+    )
+    assert {each.name: len(each.outcomes) for each in answer.confirmations} == {RECOMMENDED: 2, BEST: 2, FULL: 2}
+    assert (len(told[-1].runs), told[-1].num_runs_left, told[-1].seconds_left) == (5, 0, 0)
+
+
+def test_a_search_that_its_time_ended_is_confirmed(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "model").symlink_to(folder / "model")
+    section = {"depths": [2, 3, 4], "seconds": 1000, "confirm": {"seeds": 1}}
+    path = tiny(tmp_path, "x", section)
+    now = iter(range(0, 10_000, 400))
+    monkeypatch.setattr("hf_freeze.insight.search.time", SimpleNamespace(monotonic=lambda: next(now)))
+    answer = search(load_config(path))
+    monkeypatch.undo()
+    assert [trial.state for trial in answer.trials] == ["complete"]
+    assert {each.name for each in answer.confirmations} == {RECOMMENDED, BEST, FULL}
+    assert "The time was up before 2 more trials could begin; run the same command again to go on." in answer.sentences
+    again = search(load_config(path))
+    assert [trial.state for trial in again.trials] == ["complete"] * 3
+
+
+def test_a_study_of_other_rows_is_refused_with_the_difference(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "model").symlink_to(folder / "model")
+    path = tiny(tmp_path, "x", {"depths": [4]})
+    first = call("search", path)
+    assert first.exit_code == 0
+    assert call("search", path).exit_code == 0
+    rows = tmp_path / "x" / "rows" / "validation.csv"
+    rows.write_text("\n".join(rows.read_text().splitlines()[:13]) + "\n")
+    result = call("search", path)
+    assert result.exit_code == 2
+    line = result.stderr.splitlines()[-1]
+    study, digest = str(tmp_path / "x" / "out" / "study.db"), "[0-9a-f]{16}"
+    assert re.fullmatch(
+        f"search.study: was made for another config or other rows; got {study!r}, in "
+        f"which rows.validation was '24 rows, digest {digest}' and is '12 rows, digest {digest}' here. The trials of a "
+        "study have one config and the same rows. Restore what differs, or name another file.",
+        line,
+    )
+
+
+def test_a_search_begins_with_the_data_check(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "model").symlink_to(folder / "model")
+    path = tiny(tmp_path, "x", {"depths": [4]})
+    result = call("search", path)
+    assert result.stdout.startswith("Data: 24 rows to train on, 24 rows to validate on, 24 rows to test on.\n")
+    assert "rows of the split 'validation' are" in result.stdout
+    assert "Data:" not in call("search", path).stdout  # Nothing is trained any more.

@@ -74,8 +74,23 @@ class TestRecommendation:
         assert found is not None
         assert found.chosen.number == 0
         assert found.reason == (
-            "It has the best eval_accuracy, 0.8000, and none of the other 3 complete trials comes within 0.001 of it."
+            "It has the best eval_accuracy, 0.8000, and none of the other 3 comes within 0.001 of it."
         )
+
+    @pytest.mark.parametrize(
+        ("num", "reason"),
+        [
+            (1, "It is the only complete trial; its eval_accuracy is 0.8000."),
+            (
+                2,
+                "It has the best eval_accuracy, 0.8000, and the other complete trial does not come within 0.001 of it.",
+            ),
+        ],
+    )
+    def test_few_complete_trials_are_told_as_such(self, num: int, reason: str) -> None:
+        found = recommend(self.TRIALS[:num], "eval_accuracy", "maximize", tolerance=0.001)
+        assert found is not None
+        assert found.reason == reason
 
     def test_less_is_better_where_the_direction_says_so(self) -> None:
         found = recommend(self.TRIALS, "eval_accuracy", "minimize", tolerance=0.0)

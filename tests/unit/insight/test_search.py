@@ -50,14 +50,15 @@ def test_a_trial_that_fails_does_not_end_the_search(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_metric_that_is_no_number_fails_its_trial(tmp_path: Path, value: float) -> None:
+@pytest.mark.parametrize("metric", [METRIC, "eval_loss"])
+def test_a_metric_that_is_no_number_fails_its_trial(tmp_path: Path, metric: str, value: float) -> None:
     def run(point: Point, report: Report) -> TrialOutcome:
-        report({METRIC: value if point["axis0"] == "a1" else 0.5}, is_last=True)
+        report({METRIC: 0.5, metric: value if point["axis0"] == "a1" else 0.5}, is_last=True)
         return outcome(0.5)
 
     failed = [trial for trial in search(tmp_path, run) if trial.state == "failed"]
     assert [(trial.point["axis0"], trial.error) for trial in failed] == [
-        ("a1", f"eval_accuracy is {value} after evaluation 1")
+        ("a1", f"{metric} is {value} after evaluation 1")
     ]
 
 
@@ -87,7 +88,7 @@ def test_no_trial_begins_when_the_time_is_up(tmp_path: Path) -> None:
 
 def test_the_best_and_the_time_left_are_told(tmp_path: Path) -> None:
     told: list[Progress] = []
-    search(tmp_path, good, told.append)
+    search(tmp_path, good, told.append, confirm={"seeds": 0})
     assert [(len(progress.trials), progress.num_left) for progress in told] == [
         (1, 3),
         (1, 3),
@@ -104,3 +105,10 @@ def test_the_best_and_the_time_left_are_told(tmp_path: Path) -> None:
     assert told[-1].best.point == {"axis0": "a3"}
     assert told[1].seconds_left == 6.0
     assert told[-1].seconds_left == 0.0
+
+
+def test_the_time_left_counts_the_runs_that_confirm_the_answer(tmp_path: Path) -> None:
+    told: list[Progress] = []
+    search(tmp_path, good, told.append, confirm={"seeds": 5})
+    assert told[1].seconds_left == 6.0 + 5 * 3 * 2.0
+    assert told[-1].seconds_left == 5 * 3 * 2.0

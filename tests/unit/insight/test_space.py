@@ -45,6 +45,24 @@ def test_adapters_are_one_plan_where_no_block_is_left_to_carry_them() -> None:
     assert space.same({**full, "adapter": "LORA r=4"}) == full
 
 
+def test_an_adapter_that_nothing_carries_is_not_named() -> None:
+    space = space_of(config(depths=[3, 4], adapters=[LORA]))
+    plans = [{"depth": 3, "adapter": "LORA r=4"}, {"depth": 4, "adapter": "LORA r=4"}]
+    assert list(space.points) == plans
+    assert [space.named(plan) for plan in plans] == [plans[0], {"depth": 4, "adapter": "none"}]
+    assert space.same(space.named(plans[1])) == plans[1]
+    assert space.named({"depth": 4}) == {"depth": 4}
+
+
+def test_a_plan_that_cannot_be_made_is_one_of_its_own() -> None:
+    def broken(made: RunConfig) -> Any:
+        raise ConfigError("model.name_or_path: does not exist")
+
+    made = config(depths=[3], adapters=["none", LORA])
+    assert made.search is not None
+    assert make_space(made, made.search, broken).num_plans == 2
+
+
 @pytest.mark.parametrize(
     ("point", "blocks", "adapters"),
     [
@@ -75,7 +93,9 @@ def test_every_axis_that_names_no_key_and_every_value_that_does_not_fit_is_told(
     with pytest.raises(ConfigError) as caught:
         space_of(
             config(
-                depths=[1], adapters=[{**LORA, "rr": 1}], axes={"trainin.seed": [1], "training.max_steps": ["one", 2]}
+                depths=[1],
+                adapters=[{**LORA, "rr": 1}],
+                axes={"trainin.seed": [1, 2], "training.max_steps": ["one", 2]},
             )
         )
     lines = str(caught.value).splitlines()
@@ -156,6 +176,5 @@ def test_ends_of_a_range_that_do_not_fit_their_key_are_told() -> None:
     assert [line.partition("; ")[0] for line in lines] == [
         "search.axes: training.max_steps: does not fit TrainingArguments",
         "search.axes: training.max_steps: does not fit TrainingArguments",
-        "search.axes: trainin: unknown key",
         "search.axes: trainin: unknown key",
     ]

@@ -337,9 +337,9 @@ class TestRefusals:
         with pytest.raises(ConfigError) as caught:
             open_study(path, space(2), section(), epochs=5, dropout=True, rate=0.1)
         assert str(caught.value) == (
-            f"search.study: was made for another config; got {str(path)!r}, in which dropout was None and is True "
-            "here; epochs was 3 and is 5 here. The trials of a study have one config. Restore the config, or name "
-            "another file."
+            f"search.study: was made for another config or other rows; got {str(path)!r}, in which dropout was None "
+            "and is True here; epochs was 3 and is 5 here. The trials of a study have one config and the same rows. "
+            "Restore what differs, or name another file."
         )
 
     def test_a_file_that_is_no_study_is_refused(self, tmp_path: Path) -> None:
