@@ -25,7 +25,8 @@ def override(config: RunConfig, values: Mapping[str, Any], *, source: str) -> Ru
     Raises:
         ConfigError: The config cannot be carried out with them; the message lists every problem.
     """
-    tree = _located(plain_sections(config), source)
+    # The only section that is a list is one when it is empty, too: `adapters.0` would be taken for a key else.
+    tree = _located({"adapters": [], **plain_sections(config)}, source)
     for key, value in values.items():
         parts = tuple(int(part) if part.isdecimal() else part for part in key.split("."))
         if "" in parts or len(parts) > DEEPEST:

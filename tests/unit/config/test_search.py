@@ -350,6 +350,13 @@ class TestOverride:
             "keep_dropout. Did you mean 'blocks'?"
         )
 
+    def test_an_adapter_that_the_config_has_not_is_told(self) -> None:
+        with pytest.raises(ConfigError) as caught:
+            override(parse_config(changed({})), {"adapters.0.r": 2}, source="search.axes")
+        assert str(caught.value) == (
+            "search.axes: adapters.0: no such entry; got 0. adapters has 0 entries, counted from 0."
+        )
+
     def test_what_is_no_key_is_told(self) -> None:
         with pytest.raises(ConfigError) as caught:
             override(parse_config(changed({})), {"training..seed": 3}, source="search.axes")
