@@ -19,6 +19,7 @@ from hf_freeze.activation_cache.keys import KEYS
 from hf_freeze.activation_cache.stand_ins import EmbeddingStandIn, StandIn
 from tests.tiny import tiny_bart, tiny_batch, tiny_gpt2, tiny_llama, tiny_t5
 from tests.unit.activation_cache.examples import cache_of, collate, evaluate, frozen_bert, loader_of, rows_of, train
+from tests.zoo import ZOO
 
 DROPOUT = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
 ROWS = rows_of()
@@ -247,6 +248,26 @@ def test_what_the_blocks_compute_is_real_when_a_call_asks_for_it(asked: str, tmp
         assert same(last.logits, expected.logits)
         assert asked.removeprefix("output_") not in first
         cache.close()
+
+
+def test_router_logits_are_those_of_all_blocks_when_a_call_asks_for_them(tmp_path: Path) -> None:
+    """Mixtral adds a loss to its own that they make."""
+    architecture = ZOO["mixtral"]
+    cache = cache_of(freeze_model(architecture.build(), {"blocks": {"first": 2}}), tmp_path)
+    model, batch = cache.model.eval(), architecture.batch()
+    with torch.no_grad():
+        expected, asked = model(**batch), model(**batch, output_router_logits=True)
+        for _ in range(2):
+            with cache.serve(batch) as inputs:
+                first, found, last = model(**inputs), model(**inputs, output_router_logits=True), model(**inputs)
+            assert len(found.router_logits) == 3
+            assert all(map(torch.equal, found.router_logits, asked.router_logits))
+            assert torch.equal(found.loss, asked.loss)
+            assert same(first.loss, expected.loss)
+            assert same(last.loss, expected.loss)
+    assert not same(asked.loss, expected.loss)
+    assert cache.stats.hits == 4
+    cache.close()
 
 
 @pytest.mark.parametrize("make", [tiny_gpt2, tiny_llama])

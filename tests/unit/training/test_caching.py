@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from tests.zoo import ZOO, Architecture
 
 # What these models draw at random lies outside of their blocks, or depends on the mode of a parent of the blocks.
 ARCHITECTURES = ["gpt2", "t5", "bart", "mbart", "m2m_100", "pegasus", "xlnet", "wav2vec2", "hubert", "wavlm"]
-# Masking of hidden states in front of the blocks is random by design, and is tested where the cache is off.
+# Masking of hidden states in front of the blocks is random too, and has a test of its own.
 NO_MASKING = {"apply_spec_augment": False, "mask_time_prob": 0.0}
 
 
@@ -33,16 +34,8 @@ def rows_of(architecture: Architecture, copies: int = 5) -> Dataset[dict[str, An
     return rows  # type: ignore[return-value]
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
-# WavLM hands torch a mask of booleans and a bias of floats.
-@pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask:UserWarning")
-def test_architectures_that_drop_out_around_their_blocks(tmp_path: Path, name: str) -> None:
-    architecture = ZOO[name]
-
-    def build() -> PreTrainedModel:
-        config = {**architecture.config, **(NO_MASKING if "apply_spec_augment" in architecture.config else {})}
-        return tiny.build(architecture.auto_class, architecture.model_type, **config)
-
+def assert_cached(tmp_path: Path, architecture: Architecture, build: Callable[[], PreTrainedModel]) -> None:
+    """Asserts that a model which draws random numbers trains the same with the cache, behind two frozen blocks."""
     probe = build().train()
     assert probe(**architecture.batch()).loss != probe(**architecture.batch()).loss
     stack = {"encoder": {"first": 2}} if probe.config.is_encoder_decoder else {"first": 2}
@@ -58,3 +51,29 @@ def test_architectures_that_drop_out_around_their_blocks(tmp_path: Path, name: s
     )
     assert len(cold.losses) == 10
     assert len(cold.evaluations) == 2
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+# WavLM hands torch a mask of booleans and a bias of floats.
+@pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask:UserWarning")
+def test_architectures_that_drop_out_around_their_blocks(tmp_path: Path, name: str) -> None:
+    architecture = ZOO[name]
+
+    def build() -> PreTrainedModel:
+        config = {**architecture.config, **(NO_MASKING if "apply_spec_augment" in architecture.config else {})}
+        return tiny.build(architecture.auto_class, architecture.model_type, **config)
+
+    assert_cached(tmp_path, architecture, build)
+
+
+@pytest.mark.parametrize("name", ["wav2vec2", "hubert", "wavlm"])
+@pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask:UserWarning")
+def test_architectures_that_mask_hidden_states_at_random_in_front_of_their_blocks(tmp_path: Path, name: str) -> None:
+    """SpecAugment masks while the speech model trains, whose own mode is that of its frozen embeddings."""
+    architecture = ZOO[name]
+    assert architecture.config["apply_spec_augment"]
+
+    def build() -> PreTrainedModel:
+        return tiny.build(architecture.auto_class, architecture.model_type, **architecture.config)
+
+    assert_cached(tmp_path, architecture, build)
