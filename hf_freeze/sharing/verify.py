@@ -13,7 +13,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
-from hf_freeze.errors import ConfigError
+from hf_freeze.errors import ConfigError, ShareError
 from hf_freeze.plan.audit import tensor_digest
 from hf_freeze.plan.layout import Layout, find_layout
 from hf_freeze.plan.places import ROLE_HEAD
@@ -103,6 +103,7 @@ def verify_model(
     Raises:
         ConfigError: There is no model, it does not say what was frozen, or its files are damaged.
         PlanError: The base model cannot be loaded.
+        ShareError: The base model lacks what was frozen, so that there is nothing to compare it with.
     """
     source = find_source(path_or_repo, revision=revision, options=from_pretrained_options)
     record = source.record
@@ -118,8 +119,10 @@ def verify_model(
     original, fresh = load_recorded_base(source, record, base=base, **shared)
     layout = find_layout(original, blocks_path=record.blocks_path)
     pairs = _pairs(trained, original, layout, record, fresh)
+    base_name = record.base if base is None else str(base)
+    _check_comparable(source.name, base_name, pairs)
     return Verification(
-        base=record.base if base is None else str(base),
+        base=base_name,
         revision=record.revision if base is None else None,
         roles=tuple(_change(role, pairs) for role in dict.fromkeys((*layout.modules, *(pair.role for pair in pairs)))),
         moved=tuple(pair.name for pair in pairs if pair.is_frozen and pair.has_moved),
@@ -162,6 +165,22 @@ def _pairs(
             is_frozen = name not in record.trained_names
         pairs.append(_Pair(name, role, is_frozen, name in fresh, before.detach(), after[name].detach()))
     return pairs
+
+
+def _check_comparable(name: str, base: str, pairs: Iterable[_Pair]) -> None:
+    """Refuses a base that lacks what was frozen: what was never compared would count as equal.
+
+    Of the head, a base may lack tensors: they are drawn anew, whether they are frozen then or not.
+    """
+    frozen = [pair for pair in pairs if pair.is_frozen]
+    compared = any(not pair.is_fresh for pair in frozen)
+    lacking = [pair.name for pair in frozen if pair.is_fresh and (pair.role != ROLE_HEAD or not compared)]
+    if lacking:
+        raise ShareError(
+            f"{name}: what was frozen cannot be compared with this base; got {base!r}, in which "
+            f"{', '.join(map(repr, lacking[:3]))} and {max(0, len(lacking) - 3)} more are missing or have another "
+            "shape. Pass the model that it was trained from as base, which is --base of a command."
+        )
 
 
 def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:

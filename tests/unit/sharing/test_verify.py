@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,13 +12,13 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from transformers import AutoModelForCausalLM, BertForSequenceClassification
+from transformers import AutoModelForCausalLM, BertForSequenceClassification, PreTrainedModel
 
-from hf_freeze.errors import ConfigError, PlanError
+from hf_freeze.errors import ConfigError, PlanError, ShareError
 from hf_freeze.sharing.loading import load_model
 from hf_freeze.sharing.verify import Verification, verify_model
 from hf_freeze.training import FreezeTrainer
-from tests.tiny import tiny_bert
+from tests.tiny import tiny_bert, tiny_gpt2
 from tests.unit.sharing.trained import KINDS, Trained, logits, tiny_mixtral, train, train_gpt2
 from tests.unit.training.runs import arguments, rows
 
@@ -102,6 +103,54 @@ def test_another_base_is_found_in_every_frozen_role(plain: Trained, tmp_path: Pa
     assert all(by_role(found)[role] > 0 for role in ("embeddings", "blocks[0]", "blocks[1]"))
 
 
+@pytest.mark.parametrize("kind", ["plain", "delta"])
+@pytest.mark.parametrize(
+    ("make", "what"),
+    [
+        (lambda: tiny_gpt2(), "'bert.embeddings.word_embeddings.weight', .* and 34 more"),  # nothing to compare
+        (lambda: tiny_bert(hidden_size=64), "'bert.embeddings.word_embeddings.weight', .* and 32 more"),
+    ],
+)
+def test_a_base_that_lacks_what_was_frozen_is_refused(
+    tmp_path: Path, kind: str, make: Callable[[], PreTrainedModel], what: str
+) -> None:
+    trained = train(tmp_path, kind)
+    make().save_pretrained(tmp_path / "other")
+    with pytest.raises((ShareError, PlanError)) as caught:
+        verify_model(trained.folder, base=tmp_path / "other")
+    if kind == "delta":  # It knows the digest of its base.
+        assert "this delta was made from another base model; got" in str(caught.value)
+        return
+    assert re.fullmatch(
+        rf"{re.escape(str(trained.folder))}: what was frozen cannot be compared with this base; got "
+        rf"'{re.escape(str(tmp_path / 'other'))}', in which {what} are missing or have another shape\. Pass the model "
+        r"that it was trained from as base, which is --base of a command\.",
+        str(caught.value),
+    )
+
+
+def test_a_base_that_lacks_one_frozen_tensor_of_a_block_is_refused(plain: Trained, tmp_path: Path) -> None:
+    base = Path(shutil.copytree(plain.base, tmp_path / "base"))
+    tensors = safetensors.torch.load_file(base / "model.safetensors")
+    del tensors["encoder.layer.1.output.dense.weight"]
+    safetensors.torch.save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ShareError, match=rf"got '{base}', in which '{FROZEN_NAME}' and 0 more are missing or have"):
+        verify_model(plain.folder, base=base)
+
+
+def test_where_only_a_fresh_head_was_frozen_there_is_nothing_to_compare(tmp_path: Path) -> None:
+    freeze = {"blocks": "none", "head": "frozen", "always_train": ["*.pooler.*"]}
+    trained = train(tmp_path, "plain", freeze=freeze)
+    with pytest.raises(ShareError, match=r"in which 'classifier\.weight', 'classifier\.bias' and 0 more are missing"):
+        verify_model(trained.folder)
+
+
+def test_a_frozen_fresh_head_is_no_other_base(tmp_path: Path) -> None:
+    trained = train(tmp_path, "plain", freeze={"blocks": {"first": 2}, "head": "frozen"})
+    found = verify_model(trained.folder)
+    assert (found.holds, found.num_frozen) == (True, 39)
+
+
 def test_a_frozen_tensor_that_a_delta_holds_is_compared(tmp_path: Path) -> None:
     """A frozen weight was moved behind the trainer's back: the delta holds it, and it is found."""
     tiny_bert().save_pretrained(tmp_path / "base")
@@ -138,8 +187,13 @@ def test_a_folder_that_says_nothing_of_its_training_is_refused(copy_of_plain: Pa
 def test_a_base_that_is_gone_is_said(copy_of_plain: Path, plain: Trained) -> None:
     record = json.loads((copy_of_plain / "hf_freeze_plan.json").read_text())
     (copy_of_plain / "hf_freeze_plan.json").write_text(json.dumps({**record, "base": "/nowhere"}))
-    with pytest.raises(PlanError, match=r"^/nowhere: no BertForSequenceClassification can be loaded from it; got the"):
+    with pytest.raises(PlanError) as caught:
         verify_model(copy_of_plain)
+    assert re.fullmatch(
+        rf"{re.escape(str(copy_of_plain))}: its base model '/nowhere' cannot be loaded; got the error \".*\"\. There "
+        r"is no such folder here\. Pass the model that it was trained from as base, which is --base of a command\.",
+        str(caught.value),
+    )
     assert verify_model(copy_of_plain, base=plain.base).holds
 
 
