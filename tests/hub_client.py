@@ -106,7 +106,7 @@ def pull(calls: list[dict[str, Any]]) -> list[Any]:
     for call in calls:
         os.environ["HF_TOKEN"] = call.pop("token", TOKEN)
         try:
-            model = load_model(call["repo"], revision=call.get("revision"))
+            model = load_model(call["repo"], revision=call.get("revision"), base=call.get("base"))
             tokenizer = AutoTokenizer.from_pretrained(call["repo"], revision=call.get("revision", "main"))
             results.append(logits(model, tokenizer))
         except FreezeError as error:

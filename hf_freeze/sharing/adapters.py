@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import transformers
-from peft import PeftConfig, PeftModel, TaskType, get_peft_model_state_dict
+from peft import PeftConfig, PeftModel, PeftType, TaskType, get_peft_model_state_dict
 from peft.utils import CONFIG_NAME
 from transformers import PreTrainedModel
 
@@ -54,6 +54,7 @@ def load_adapters(
         PlanError: The base model cannot be loaded, or the adapters do not fit it.
     """
     tensors = read_tensors(source)
+    adapter_config = _read_config(source)
     base = source.base_beside if base is None else base
     if source.record is not None:
         model, fresh = load_recorded_base(
@@ -63,8 +64,22 @@ def load_adapters(
         _check_frozen(source, source.record, model)
         model = convert(model, options.get("dtype"))
     else:
-        model, fresh = _load_named_base(source, base=base, trust_remote_code=trust_remote_code, options=options)
+        model, fresh = _load_named_base(
+            source, adapter_config, base=base, trust_remote_code=trust_remote_code, options=options
+        )
         _check_whole(source, model, fresh, tensors)
+    adapted = _put_on(source, model)
+    expected = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    missing = sorted(set(expected) - set(tensors))
+    if missing:
+        raise PlanError(
+            f"{source.name}: these adapters are not whole; got no {missing[0]!r} and {len(missing) - 1} more. "
+            f"{CONFIG_NAME} says that they are there. Save or download the folder again."
+        )
+    return adapted.eval()
+
+
+def _put_on(source: Source, model: PreTrainedModel) -> PeftModel:
     name = model.name_or_path
     try:
         with warnings.catch_warnings():
@@ -77,14 +92,7 @@ def load_adapters(
             f"{' '.join(line.strip() for line in lines[:2]).rstrip('.')!r} from PEFT. "
             "Pass the model that they were trained on as base."
         ) from error
-    expected = get_peft_model_state_dict(adapted, save_embedding_layers=False)
-    missing = sorted(set(expected) - set(tensors))
-    if missing:
-        raise PlanError(
-            f"{source.name}: these adapters are not whole; got no {missing[0]!r} and {len(missing) - 1} more. "
-            f"{CONFIG_NAME} says that they are there. Save or download the folder again."
-        )
-    return adapted.eval()
+    return adapted
 
 
 def _check_whole(source: Source, model: PreTrainedModel, fresh: Collection[str], held: Collection[str]) -> None:
@@ -127,14 +135,31 @@ def _check_frozen(source: Source, record: TrainingRecord, model: PreTrainedModel
         )
 
 
+def _read_config(source: Source) -> PeftConfig:
+    """Reads what PEFT says of the adapters."""
+    try:
+        config: PeftConfig = PeftConfig.from_pretrained(source.name, **source.options)
+        PeftType(config.peft_type)  # Without a method, PEFT reads the file all the same.
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{source.name}: {CONFIG_NAME} does not say what the adapters are; got {type(error).__name__} reading it. "
+            "Save or download the folder again."
+        ) from error
+    return config
+
+
 def _load_named_base(
-    source: Source, *, base: str | Path | None, trust_remote_code: bool, options: Mapping[str, Any]
+    source: Source,
+    config: PeftConfig,
+    *,
+    base: str | Path | None,
+    trust_remote_code: bool,
+    options: Mapping[str, Any],
 ) -> tuple[PreTrainedModel, frozenset[str]]:
     """Loads the base model that PEFT's own config names, and returns it with the names of the tensors that it has not.
 
     The labels of its head are those of the base.
     """
-    config = PeftConfig.from_pretrained(source.name, **source.options)
     name = config.base_model_name_or_path if base is None else str(base)
     if name is None:
         raise ConfigError(
@@ -144,16 +169,15 @@ def _load_named_base(
     where = {**shared, "revision": config.revision} if base is None and config.revision else shared
     asked = source.without_hub_options(options)
     kind = {key: asked.pop(key) for key in sorted(asked) if key in ("num_labels", "id2label", "label2id")}
-    model_config = config_of(name, {**where, **kind}, trust_remote_code=trust_remote_code)
+    model_config = config_of(name, {**where, **kind}, trust_remote_code=trust_remote_code, base_of=source.name)
     named = (config.auto_mapping or {}).get("base_model_class") if config.task_type is None else None
+    model_class = _AUTO_CLASSES.get(config.task_type or "")
     if named is not None:
         model_class = model_class_of(source, named, model_config, trust_remote_code=trust_remote_code)
-    elif config.task_type in _AUTO_CLASSES:
-        model_class = _AUTO_CLASSES[config.task_type]
-    else:
+    if model_class is None:
         raise ConfigError(
             f"{source.name}: {CONFIG_NAME} does not say what kind of model it is for; got the task_type "
             f"{config.task_type!r}. Load the base model yourself, and the adapters with peft.PeftModel."
         )
     dtype = asked.pop("dtype", "auto")
-    return load_base(model_class, name, model_config, dtype=dtype, **{**asked, **where})
+    return load_base(model_class, name, model_config, dtype=dtype, base_of=source.name, **{**asked, **where})

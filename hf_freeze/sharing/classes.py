@@ -14,17 +14,21 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from hf_freeze.errors import ConfigError, did_you_mean
 from hf_freeze.plan.layout import is_quantized
 from hf_freeze.sharing.sources import Source
-from hf_freeze.training.pretrained import load_base
+from hf_freeze.training.hub_answers import HTTP_ERROR, first_line
+from hf_freeze.training.pretrained import load_base, unread_base
 from hf_freeze.training.record import TrainingRecord
 
 
-def config_of(name: str, where: Mapping[str, Any], *, trust_remote_code: bool) -> PreTrainedConfig:
+def config_of(
+    name: str, where: Mapping[str, Any], *, trust_remote_code: bool, base_of: str | None = None
+) -> PreTrainedConfig:
     """Loads the config of a model.
 
     Args:
         name: A folder, or the name of a repository on the Hub.
         where: Arguments of `from_pretrained` that say where files come from.
         trust_remote_code: Whether code that comes with the model may run.
+        base_of: The folder or repo of the model that it is the base of, for messages; None where it stands for itself.
 
     Raises:
         ConfigError: There is none that Transformers knows, or it comes with code that may not run.
@@ -40,10 +44,12 @@ def config_of(name: str, where: Mapping[str, Any], *, trust_remote_code: bool) -
         config: PreTrainedConfig = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, **where)
     except ConfigError:
         raise
-    except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0].rstrip(".")
+    except (AttributeError, HTTP_ERROR, OSError, TypeError, ValueError) as error:  # It takes for granted an object.
+        if base_of is not None:
+            raise ConfigError(unread_base(base_of, name, error)) from error
         raise ConfigError(
-            f"{name}: the config of the model cannot be read; got the error {first!r}. Save or download it again."
+            f"{name}: the config of the model cannot be read; got the error {first_line(error)!r}. Save or download it "
+            "again."
         ) from error
     return config
 
@@ -149,11 +155,11 @@ def load_recorded_base(
     where = shared if base is not None or record.revision is None else {**shared, "revision": record.revision}
     kind = str(record.model_config.get("model_type"))
     if "auto_map" in record.model_config or kind not in CONFIG_MAPPING:
-        config_class = type(config_of(name, where, trust_remote_code=trust_remote_code))
+        config_class = type(config_of(name, where, trust_remote_code=trust_remote_code, base_of=source.name))
     else:
         config_class = CONFIG_MAPPING[kind]
     config = config_class.from_dict({**record.model_config}, name_or_path=name)
     model_class = model_class_of(source, record.model_class, config, trust_remote_code=trust_remote_code)
     asked = {key: value for key, value in source.without_hub_options(options).items() if key != "dtype"}
     dtype = as_dtype(record.dtype, torch.float32)
-    return load_base(model_class, name, config, dtype=dtype, **{**asked, **where})
+    return load_base(model_class, name, config, dtype=dtype, base_of=source.name, **{**asked, **where})

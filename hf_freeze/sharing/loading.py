@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from hf_freeze.errors import ConfigError, PlanError
 from hf_freeze.sharing.adapters import load_adapters
-from hf_freeze.sharing.classes import config_of, model_class_of
+from hf_freeze.sharing.classes import as_dtype, config_of, model_class_of
 from hf_freeze.sharing.delta import load_delta
 from hf_freeze.sharing.sources import Source, find_source
 from hf_freeze.training.pretrained import load_base
@@ -39,7 +39,7 @@ def load_model(
         The model in eval mode: a `PeftModel` where adapters were saved, else a plain model.
 
     Raises:
-        ConfigError: There is no model, or its files are missing, damaged or pickled.
+        ConfigError: There is no model, its files are missing, damaged or pickled, or an option does not fit it.
         PlanError: The base model is not the one that the model was trained from, or the weights do not fit it.
 
     Example:
@@ -59,6 +59,7 @@ def load_source(
     source: Source, *, base: str | Path | None, trust_remote_code: bool, options: Mapping[str, Any]
 ) -> PreTrainedModel | PeftModel:
     """Loads the model of a source that was found; arguments, result and errors are those of `load_model`."""
+    as_dtype(options.get("dtype"), torch.float32)  # A wrong name is found before anything is loaded.
     if source.kind == "delta":
         return load_delta(source, base=base, trust_remote_code=trust_remote_code, options=options)
     if source.kind == "adapters":

@@ -13,6 +13,8 @@ from transformers.utils.hub import cached_file
 
 from hf_freeze.errors import ConfigError
 from hf_freeze.training.checkpoint import STATE_FILE
+from hf_freeze.training.hub_answers import HTTP_ERROR, first_line, hub_remedy
+from hf_freeze.training.pretrained import HUB_KEYS
 from hf_freeze.training.record import DELTA_FILE, PLAN_FILE, TrainingRecord, read_record
 
 Kind = Literal["plain", "adapters", "delta"]
@@ -24,7 +26,6 @@ _WEIGHTS: Final[Mapping[Kind, tuple[str, ...]]] = {
     "plain": ("model.safetensors", "model.safetensors.index.json"),
     "delta": ("hf_freeze_delta.safetensors",),
 }
-_HUB_KEYS: Final = frozenset({"cache_dir", "force_download", "local_files_only", "proxies", "subfolder", "token"})
 
 
 @dataclass(frozen=True)
@@ -101,11 +102,16 @@ def find_source(path_or_repo: str | Path, *, revision: str | None, options: Mapp
         options: Arguments of `from_pretrained`; those that say where files come from are used.
 
     Raises:
-        ConfigError: There is no model, or its weights are missing or pickled.
+        ConfigError: There is no model, its weights are missing or pickled, or a folder is asked for a revision.
         PlanError: What it says of its training is damaged.
     """
     name = str(path_or_repo)
-    where = {key: value for key, value in options.items() if key in _HUB_KEYS}
+    where = {key: value for key, value in options.items() if key in HUB_KEYS}
+    if revision is not None and Path(name).is_dir():
+        raise ConfigError(
+            f"revision: a folder has no revisions; got {revision!r} for {name!r}. Leave revision out, or name the "
+            "repository on the Hub."
+        )
     if revision is not None:
         where["revision"] = revision
     kind = next((kind for kind, config in _CONFIGS.items() if _file(name, config, where) is not None), None)
@@ -124,19 +130,16 @@ def _file(name: str, file: str, where: Mapping[str, Any]) -> Path | None:
         return path if path.is_file() else None
     try:
         found = cached_file(name, file, _raise_exceptions_for_missing_entries=False, **where)
-    except OSError as error:
-        raise _no_repository(name, _first_sentence(error)) from error
+    except (HTTP_ERROR, OSError) as error:
+        raise _no_repository(name, error) from error
     return None if found is None else Path(found)
 
 
-def _first_sentence(error: OSError) -> str:
-    return str(error).strip().splitlines()[0].rstrip(".")
-
-
-def _no_repository(name: str, why: str) -> ConfigError:
+def _no_repository(name: str, error: Exception) -> ConfigError:
     return ConfigError(
-        f"{name}: there is no folder of this name, and no such model can be read from the Hub; got the answer {why!r}. "
-        "Name the folder that a run has written, or a repository that you may read."
+        f"{name}: there is no folder of this name, and no such model can be read from the Hub; got the answer "
+        f"{first_line(error)!r}. {hub_remedy(error)}Name the folder that a run has written, or a repository that you "
+        "may read."
     )
 
 
@@ -144,8 +147,8 @@ def _no_model(name: str, where: Mapping[str, Any]) -> ConfigError:
     if not Path(name).is_dir():
         try:  # Looking for one file alone tells whether the Hub was reached.
             cached_file(name, CONFIG_NAME, **where)
-        except OSError as error:
-            return _no_repository(name, _first_sentence(error))
+        except (HTTP_ERROR, OSError) as error:
+            return _no_repository(name, error)
     holds = ", ".join(_listed(name)) or "no files"
     if _file(name, STATE_FILE, where) is not None:
         return ConfigError(

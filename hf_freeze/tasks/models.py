@@ -22,7 +22,7 @@ from transformers.utils.hub import has_file
 from hf_freeze.errors import ConfigError, did_you_mean
 from hf_freeze.tasks.heads import empty_classifier, fit_output_layer, output_parameters
 from hf_freeze.tasks.labels import ProblemType
-from hf_freeze.training.pretrained import quiet_load_report
+from hf_freeze.training.pretrained import check_index, quiet_load_report
 
 _log = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ def load_classifier(
     checkpoint = load_model_config(name_or_path, trust_remote_code=trust_remote_code, hub=hub_arguments(extra))
     extra.update(_default_dtype(extra, checkpoint))
     _refuse_pickled_weights(name_or_path, hub_arguments(extra))
-    model, fresh = _load_weights(name_or_path, _head(labels, problem_type), extra, trust_remote_code)
+    model, fresh = _load_weights(name_or_path, checkpoint, _head(labels, problem_type), extra, trust_remote_code)
     if labels:
         old_labels = [str(label) for _, label in sorted((checkpoint.id2label or {}).items())]
         fresh.update(
@@ -84,15 +84,22 @@ def load_classifier(
 
 
 def _load_weights(
-    name_or_path: str, head: Mapping[str, Any], extra: Mapping[str, Any], trust_remote_code: bool
+    name_or_path: str,
+    checkpoint: PreTrainedConfig,
+    head: Mapping[str, Any],
+    extra: Mapping[str, Any],
+    trust_remote_code: bool,
 ) -> tuple[PreTrainedModel, set[str]]:
     """Loads a classifier from safetensors, and returns it with the names of the parameters that were not there."""
     fixed = {"use_safetensors": True, "ignore_mismatched_sizes": True, "output_loading_info": True}
     try:
+        check_index(name_or_path, checkpoint, extra)
         with quiet_load_report():
             model, info = AutoModelForSequenceClassification.from_pretrained(
                 name_or_path, trust_remote_code=trust_remote_code, **head, **{**extra, **fixed}
             )
+    except ConfigError:
+        raise
     except (OSError, SafetensorError, TypeError, ValueError) as error:
         raise _weights_error(name_or_path, extra, error) from error
     mismatched = {name for name, *_ in info["mismatched_keys"]}

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 from io import StringIO
 from pathlib import Path, PureWindowsPath
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from huggingface_hub import (
     CommitOperationAdd,
@@ -31,10 +31,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from hf_freeze.errors import ConfigError, ShareError
-
-# The errors of the HTTP library below the client derive from a class that the client's own errors derive from, too;
-# huggingface_hub 1 and 2 use different libraries.
-_HTTP_ERROR: Final = cast("type[Exception]", HfHubHTTPError.__bases__[0])
+from hf_freeze.training.hub_answers import HTTP_ERROR
 
 # What a repo is made of. Pickles, states of optimizers and generators, logs and checkpoints are not among it.
 _PUSHED: Final = (
@@ -195,7 +192,7 @@ def errors_in_words(repo_id: str, *, remedy: str) -> Iterator[None]:
     """
     try:
         yield
-    except (_HTTP_ERROR, OSError, RuntimeError, ValueError) as error:
+    except (HTTP_ERROR, OSError, RuntimeError, ValueError) as error:
         reason = _reason(error)
         if reason is None:
             raise
@@ -212,7 +209,7 @@ def _reason(error: Exception) -> tuple[str, str] | None:
         return "the Hub is not asked while HF_HUB_OFFLINE is set", "Unset HF_HUB_OFFLINE."
     if isinstance(cause, HfHubHTTPError):
         return _refusal(cause.response.status_code, place)
-    if isinstance(cause, (_HTTP_ERROR, ConnectionError, TimeoutError)):
+    if isinstance(cause, (HTTP_ERROR, ConnectionError, TimeoutError)):
         return f"the connection to {place} failed ({type(cause).__name__})", "Look after the network."
     if isinstance(cause, OSError) and cause.filename is not None:
         return f"a file cannot be read ({_one_line(cause)})", "Look after that file."

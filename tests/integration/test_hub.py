@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from hf_freeze.errors import ShareError
 from hf_freeze.sharing.hub import push_run
+from hf_freeze.training import FreezeTrainer
 from hf_freeze.training.card import TIMELINE_FILE
 from hf_freeze.training.checkpoint import STATE_FILE, WEIGHTS_FILE
 from hf_freeze.training.manifest import MANIFEST_FILE, is_complete
 from tests import hub_client, hub_server, tiny_run
 from tests.hub_server import READ_TOKEN, TOKEN, Hub, Repo
+from tests.unit.training.runs import arguments, rows
 
 LORA = {"peft_type": "LORA", "target_modules": "all-linear", "r": 2, "blocks": {"last": 1}}
 
@@ -97,6 +100,14 @@ def test_every_strategy_pushes_a_model_that_loads_in_a_fresh_cache(hub: Hub, mod
         if name.startswith("last-checkpoint/"):
             (pulled / Path(name).name).write_bytes(hub.files("reader/adapters")[name])
     assert is_complete(pulled)
+    resumed = FreezeTrainer(
+        model=AutoModelForSequenceClassification.from_pretrained(model),
+        args=arguments(tmp_path / "resumed", max_steps=2),
+        train_dataset=rows(),
+        adapters=[LORA],
+    )
+    resumed.train(resume_from_checkpoint=str(pulled))  # It was at the last step: one more has the learning rate 0.
+    assert hub_client.logits(resumed.model.eval(), AutoTokenizer.from_pretrained(model)) == trained[2]
     for name in names:
         assert list((tmp_path / "runs" / name).glob("_push-*")) == []
         commits = [commit for branch in hub.repos[f"reader/{name}"].branches.values() for commit in branch]
@@ -319,6 +330,8 @@ def test_a_delta_comes_back_in_a_fresh_cache_and_what_cannot_be_pulled_is_said(
         {"repo": "reader/nothing"},
         {"repo": "reader/private", "revision": "v9"},
     ]
+    bases = ["reader/private", "reader/gated", "reader/nothing", "nowhere/at/all"]
+    calls += [{"repo": "reader/delta", "base": base, "token": "" if "private" in base else TOKEN} for base in bases]
     (loaded, private, *errors), _ = hub_client.ask(hub, tmp_path / "second", "pull", calls)
     assert loaded == trained
     assert len(private) == 2
@@ -328,9 +341,25 @@ def test_a_delta_comes_back_in_a_fresh_cache_and_what_cannot_be_pulled_is_said(
         "reader/nothing is not a local folder and is not a valid model identifier listed on",
         "v9 is not a valid git identifier (branch name, tag name or commit id) that exists for this model name",
     ]
-    for (kind, message), call, answer in zip(errors, calls[2:], answers, strict=True):
+    log_in = "Where it is private, log in with `hf auth login` or set HF_TOKEN."
+    ask_for_access = "Ask for access on its page, and log in with `hf auth login` or set HF_TOKEN."
+    may_read = "Where it is private, use a token that may read it."
+    remedies = [log_in, ask_for_access, may_read, "Name a revision that the repo has."]
+    for (kind, message), call, answer, remedy in zip(errors[:4], calls[2:6], answers, remedies, strict=True):
         assert kind == "ConfigError"
         begins = f"{call['repo']}: there is no folder of this name, and no such model can be read from the Hub; got the"
         assert message.startswith(begins)
         assert answer in message
-        assert message.endswith("Name the folder that a run has written, or a repository that you may read.")
+        assert message.endswith(
+            f". {remedy} Name the folder that a run has written, or a repository that you may read."
+        )
+    pass_it = "Pass the model that it was trained from as base, which is --base of a command."
+    for (kind, message), base, remedy in zip(errors[4:], bases, [log_in, ask_for_access, may_read, ""], strict=True):
+        assert kind == "PlanError"
+        assert message.startswith(f"reader/delta: its base model {base!r} cannot be loaded; got the error ")
+        assert message.endswith(f"There is no such folder here. {remedy} {pass_it}".replace("  ", " "))
+    hub.drop["/model.safetensors"] = 99
+    ((kind, dropped),), _ = hub_client.ask(hub, tmp_path / "third", "pull", [{"repo": "reader/delta"}])
+    assert kind == "PlanError"
+    assert dropped.startswith("reader/delta: its base model 'reader/tiny' cannot be loaded; got the error ")
+    assert dropped.endswith(f"There is no such folder here. Look after the network. {pass_it}")

@@ -119,8 +119,11 @@ class TestDeltas:
         described = json.loads((folder / "hf_freeze_delta.json").read_text())
         described["base"] = "/nowhere/at/all"
         (folder / "hf_freeze_delta.json").write_text(json.dumps(described))
-        assert "/nowhere/at/all: no BertForSequenceClassification can be loaded from it; got the error " in message_of(
-            folder, PlanError
+        assert re.fullmatch(
+            rf"{re.escape(str(folder))}: its base model '/nowhere/at/all' cannot be loaded; got the error \".*\"\. "
+            r"There is no such folder here\. Pass the model that it was trained from as base, which is --base of a "
+            r"command\.",
+            message_of(folder, PlanError),
         )
         assert torch.equal(logits(load_model(folder, base=made["delta"].base)), logits(made["delta"].model))
 
@@ -298,6 +301,44 @@ class TestBadFolders:
             message_of(folder, PlanError),
         )
 
+    @pytest.mark.parametrize("kind", ["plain", "delta", "mixed"])
+    def test_a_type_that_does_not_exist_is_named(self, made: dict[str, Trained], kind: str) -> None:
+        assert message_of(made[kind].folder, dtype="flot16") == (
+            "dtype: weights cannot be in this type; got 'flot16'. Usual types are bfloat16, float16, float32 and auto, "
+            "the type that they were saved in. Did you mean 'float16'?"
+        )
+
+    def test_a_folder_has_no_revisions(self, made: dict[str, Trained]) -> None:
+        folder = made["plain"].folder
+        assert message_of(folder, revision="v1") == (
+            f"revision: a folder has no revisions; got 'v1' for {str(folder)!r}. Leave revision out, or name the "
+            "repository on the Hub."
+        )
+
+    @pytest.mark.parametrize("content", ["{", "[]", "{}"])
+    def test_a_damaged_adapter_config_is_refused(self, copy_of: Callable[[str], Path], content: str) -> None:
+        folder = copy_of("mixed")
+        for record in (folder / "hf_freeze_plan.json", None):
+            (folder / "adapter_config.json").write_text(content)
+            assert re.fullmatch(
+                rf"{re.escape(str(folder))}: adapter_config\.json does not say what the adapters are; got "
+                r"(Attribute|JSONDecode|Key|Type|Value)Error reading it\. Save or download the folder again\.",
+                message_of(folder),
+            )
+            if record is not None:
+                record.unlink()
+
+    def test_a_class_that_the_config_is_not_of_is_refused(self, copy_of: Callable[[str], Path]) -> None:
+        folder = copy_of("delta")
+        described = json.loads((folder / "hf_freeze_delta.json").read_text())
+        (folder / "hf_freeze_delta.json").write_text(json.dumps({**described, "model_class": "GPT2LMHeadModel"}))
+        assert re.fullmatch(
+            rf"{re.escape(str(folder))}: its base model '.*' cannot be loaded; got the error "
+            r"\"'BertConfig' object has no attribute '\w+'\"\. Pass the model that it was trained from as base, which "
+            r"is --base of a command\.",
+            message_of(folder, PlanError),
+        )
+
     @pytest.mark.parametrize("change", ["missing", "shape"])
     def test_a_plain_folder_with_other_tensors_is_refused(self, copy_of: Callable[[str], Path], change: str) -> None:
         folder = copy_of("plain")
@@ -367,7 +408,8 @@ class TestBadFolders:
         assert message_of(Path("nobody/nothing")) == (
             "nobody/nothing: there is no folder of this name, and no such model can be read from the Hub; got the "
             "answer \"We couldn't connect to 'https://huggingface.co' to load the files, and couldn't find them "
-            'in the cached files". Name the folder that a run has written, or a repository that you may read.'
+            'in the cached files". Where it is on the Hub, unset HF_HUB_OFFLINE. Name the folder that a run has '
+            "written, or a repository that you may read."
         )
 
     def test_a_plain_model_has_no_base(self, made: dict[str, Trained]) -> None:
@@ -386,9 +428,10 @@ class TestBadFolders:
             "with the release that wrote it, or set trust_remote_code where the model comes with its code."
         )
 
-    def test_a_damaged_config_is_refused(self, copy_of: Callable[[str], Path]) -> None:
+    @pytest.mark.parametrize("content", ["{", "[]", "1"])
+    def test_a_damaged_config_is_refused(self, copy_of: Callable[[str], Path], content: str) -> None:
         folder = copy_of("plain")
-        (folder / "config.json").write_text("{")
+        (folder / "config.json").write_text(content)
         assert re.fullmatch(
             rf"{re.escape(str(folder))}: the config of the model cannot be read; got the error ['\"].*['\"]\. "
             r"Save or download it again\.",
