@@ -16,7 +16,8 @@ from hf_freeze.training.picture import Span, draw_timeline
 
 CARD_FILE: Final = "README.md"
 TIMELINE_FILE: Final = "freeze_timeline.svg"
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_OUR_TAG = re.compile(r"\A---\n(?:(?!---\n).*\n)*?- hf_freeze\n")
 _UNKNOWN_TASK: Final = "other"  # A result needs a task.
 _VERSIONS: Final = ("hf-freeze", "transformers", "peft", "accelerate", "datasets", "torch")
 
@@ -98,6 +99,16 @@ def write_card(folder: Path, facts: CardFacts) -> None:
     ModelCard(f"---\n{_metadata(facts).to_yaml()}\n---\n\n{_body(facts)}").save(folder / CARD_FILE)
 
 
+def has_card(folder: Path) -> bool:
+    """Returns whether a folder holds a card that hf_freeze wrote.
+
+    Args:
+        folder: The folder of a run; it need not exist.
+    """
+    card = folder / CARD_FILE
+    return card.is_file() and bool(_OUR_TAG.search(card.read_text(errors="replace")))
+
+
 def shown_place(name_or_path: str) -> str:
     """Returns what a card calls a model or a dataset: its name on the Hub, or the last part of a path.
 
@@ -110,7 +121,7 @@ def shown_place(name_or_path: str) -> str:
 
 
 def is_hub_id(name_or_path: str) -> bool:
-    """Returns whether this is the name of a repo with its owner, and no folder here.
+    """Returns whether this is the name of a repo, with its owner or without, and no folder here.
 
     Args:
         name_or_path: A name, or the path of a folder.
@@ -144,7 +155,7 @@ def _metadata(facts: CardFacts) -> ModelCardData:
         library_name=library,
         pipeline_tag=facts.task,
         base_model=facts.base if is_hub_id(facts.base) else None,
-        datasets=[name for name in facts.datasets if is_hub_id(name)] or None,
+        datasets=[name for name in facts.datasets if "/" in name and is_hub_id(name)] or None,  # csv is no dataset
         metrics=metrics or None,
         eval_results=results or None,
         tags=list(dict.fromkeys(("hf_freeze", "frozen-blocks", *method, *facts.tags))),
