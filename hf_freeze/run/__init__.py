@@ -3,9 +3,9 @@
 from hf_freeze.plan.table import LayoutTable, PlanTable
 from hf_freeze.run.checking import check
 from hf_freeze.run.costing import plan_cost, priced_plan, rival_plan
-from hf_freeze.run.output_folder import CONFIG_FILE
 from hf_freeze.run.planning import layout, plan
 from hf_freeze.run.training import Run, RunResult, newest_checkpoint, train
+from hf_freeze.training.uploading import CONFIG_FILE
 
 __all__ = [
     "CONFIG_FILE",

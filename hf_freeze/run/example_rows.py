@@ -9,9 +9,9 @@ from hf_freeze.config import load_config
 from hf_freeze.errors import ConfigError
 from hf_freeze.run.planning import prepared_data
 from hf_freeze.tasks import get_task
+from hf_freeze.training.uploading import CONFIG_FILE
 
 _NUM_ROWS: Final = 32
-_CONFIG_FILE: Final = "hf_freeze.yaml"
 _ASK: Final = "Name a file with a text on each line: `--rows FILE`."
 
 Row = str | tuple[str, str]
@@ -45,9 +45,9 @@ def rows_of_run(run: str) -> tuple[Row, ...]:
     Raises:
         ConfigError: There is no config of a run, or its data cannot be read.
     """
-    config_file = Path(run, _CONFIG_FILE)
+    config_file = Path(run, CONFIG_FILE)
     if not config_file.is_file():
-        raise ConfigError(f"--rows: there are no rows to compare on; got no {_CONFIG_FILE} in {run!r}. {_ASK}")
+        raise ConfigError(f"--rows: there are no rows to compare on; got no {CONFIG_FILE} in {run!r}. {_ASK}")
     try:
         config = load_config(str(config_file))
         data = prepared_data(get_task(config.model.task), config.data)

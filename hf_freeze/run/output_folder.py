@@ -10,8 +10,8 @@ from hf_freeze.config import RunConfig, load_config, to_yaml
 from hf_freeze.config.writing import without_secrets
 from hf_freeze.errors import ConfigError
 from hf_freeze.training.rotation import remove_checkpoint
+from hf_freeze.training.uploading import CONFIG_FILE
 
-CONFIG_FILE: Final = "hf_freeze.yaml"
 # What runs write, hf_freeze's and others: checkpoints, final models of every kind, and what is said of them.
 _MARKS: Final = ("checkpoint-*", "config.json", "adapter_config.json", "hf_freeze_delta.json", CONFIG_FILE)
 _WRITTEN: Final = (

@@ -8,14 +8,13 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from hf_freeze.errors import ConfigError, PlanError
 from hf_freeze.plan.audit import tensor_digest
 from hf_freeze.sharing.classes import convert, load_recorded_base
-from hf_freeze.sharing.sources import Source
+from hf_freeze.sharing.sources import Source, sound_safetensors
 from hf_freeze.training.checkpoint import distinct_tensors
 from hf_freeze.training.delta import digest_of_all, digest_of_base, read_description, tensor_digests
 from hf_freeze.training.record import DELTA_FILE, TrainingRecord
@@ -68,12 +67,8 @@ def read_tensors(source: Source) -> dict[str, torch.Tensor]:
         ConfigError: The file is missing or damaged.
     """
     file = source.weights_file()
-    try:
+    with sound_safetensors(file):
         return safetensors.torch.load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise ConfigError(
-            f"{file}: this file is no sound safetensors file; got the error {str(error)!r}. Save or download it again."
-        ) from error
 
 
 def _check_base(

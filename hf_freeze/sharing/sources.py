@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from peft.utils import CONFIG_NAME as ADAPTER_CONFIG_NAME
+from safetensors import SafetensorError
 from transformers.utils import CONFIG_NAME
 from transformers.utils.hub import cached_file
 
@@ -21,7 +23,7 @@ Kind = Literal["plain", "adapters", "delta"]
 # The files of each kind: what says that it is there, and what holds its weights.
 _CONFIGS: Final[Mapping[Kind, str]] = {"delta": DELTA_FILE, "adapters": ADAPTER_CONFIG_NAME, "plain": CONFIG_NAME}
 _PICKLES: Final = ("pytorch_model.bin", "pytorch_model.bin.index.json", "adapter_model.bin")
-_WEIGHTS: Final[Mapping[Kind, tuple[str, ...]]] = {
+WEIGHTS: Final[Mapping[Kind, tuple[str, ...]]] = {
     "adapters": ("adapter_model.safetensors",),
     "plain": ("model.safetensors", "model.safetensors.index.json"),
     "delta": ("hf_freeze_delta.safetensors",),
@@ -57,7 +59,7 @@ class Source:
         """
         folder = Path(self.name, self.subfolder)
         files = {path.name for path in folder.iterdir()} if self.kind == "adapters" and folder.is_dir() else set()
-        return folder if CONFIG_NAME in files and not files.isdisjoint(_WEIGHTS["plain"]) else None
+        return folder if CONFIG_NAME in files and not files.isdisjoint(WEIGHTS["plain"]) else None
 
     @property
     def download_options(self) -> dict[str, Any]:
@@ -86,7 +88,7 @@ class Source:
         Raises:
             ConfigError: It is missing.
         """
-        (name,) = _WEIGHTS[self.kind]
+        (name,) = WEIGHTS[self.kind]
         found = self.file(name)
         if found is None:
             raise _missing_weights(self.name, self.kind, self.options)
@@ -117,10 +119,28 @@ def find_source(path_or_repo: str | Path, *, revision: str | None, options: Mapp
     kind = next((kind for kind, config in _CONFIGS.items() if _file(name, config, where) is not None), None)
     if kind is None:
         raise _no_model(name, where)
-    if all(_file(name, weights, where) is None for weights in _WEIGHTS[kind]):
+    if all(_file(name, weights, where) is None for weights in WEIGHTS[kind]):
         raise _missing_weights(name, kind, where)
     described = _file(name, DELTA_FILE if kind == "delta" else PLAN_FILE, where)
     return Source(name, kind, where, None if described is None else read_record(described))
+
+
+@contextlib.contextmanager
+def sound_safetensors(file: Path) -> Iterator[None]:
+    """Says which file is damaged where one is.
+
+    Args:
+        file: The file that is read inside the context.
+
+    Raises:
+        ConfigError: It is no sound safetensors file.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(
+            f"{file}: this file is no sound safetensors file; got the error {str(error)!r}. Save or download it again."
+        ) from error
 
 
 def _file(name: str, file: str, where: Mapping[str, Any]) -> Path | None:
@@ -171,7 +191,7 @@ def _missing_weights(name: str, kind: Kind, where: Mapping[str, Any]) -> ConfigE
         )
     return ConfigError(
         f"{name}: the weights are missing; got a folder with {', '.join(_listed(name))}. "
-        f"Beside {_CONFIGS[kind]} it has to hold {' or '.join(_WEIGHTS[kind])}. Save or download it again."
+        f"Beside {_CONFIGS[kind]} it has to hold {' or '.join(WEIGHTS[kind])}. Save or download it again."
     )
 
 

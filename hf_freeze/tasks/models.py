@@ -22,7 +22,7 @@ from transformers.utils.hub import has_file
 from hf_freeze.errors import ConfigError, did_you_mean
 from hf_freeze.tasks.heads import empty_classifier, fit_output_layer, output_parameters
 from hf_freeze.tasks.labels import ProblemType
-from hf_freeze.training.pretrained import check_index, quiet_load_report
+from hf_freeze.training.pretrained import check_index, named_weights, quiet_load_report
 
 _log = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ def _load_weights(
     """Loads a classifier from safetensors, and returns it with the names of the parameters that were not there."""
     fixed = {"use_safetensors": True, "ignore_mismatched_sizes": True, "output_loading_info": True}
     try:
-        check_index(name_or_path, checkpoint, extra)
+        check_index(name_or_path, named_weights(vars(checkpoint)), extra)
         with quiet_load_report():
             model, info = AutoModelForSequenceClassification.from_pretrained(
                 name_or_path, trust_remote_code=trust_remote_code, **head, **{**extra, **fixed}

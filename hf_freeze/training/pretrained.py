@@ -63,7 +63,7 @@ def load_base(
         # Adapters beside a model would be applied to it. Upstream has no switch for that but another place to look in.
         where["adapter_kwargs"] = {"subfolder": "none"}
     try:
-        check_index(name_or_path, config, {**options, **where})
+        check_index(name_or_path, named_weights(vars(config)), {**options, **where})
         # What starts anew is drawn from PyTorch's random state, which is the caller's.
         with quiet_load_report(), torch.random.fork_rng(devices=[]):
             loaded: Any = model_class.from_pretrained(
@@ -102,14 +102,24 @@ def unread_base(base_of: str, name_or_path: str, error: Exception) -> str:
     )
 
 
-def check_index(name_or_path: str, config: PreTrainedConfig, options: Mapping[str, Any]) -> None:
+def named_weights(config: Mapping[str, Any]) -> str | None:
+    """Returns the file of weights that a config names in the place of the usual ones; None for those.
+
+    Args:
+        config: The values of the config.
+    """
+    named = config.get("transformers_weights")
+    return None if named is None else str(named)
+
+
+def check_index(name_or_path: str, named: str | None, options: Mapping[str, Any]) -> None:
     """Refuses a model whose weights Transformers would not read from safetensors files of its own folder.
 
     Transformers reads whatever an index names, by its suffix: pickles, and files of other folders.
 
     Args:
         name_or_path: A folder, or the name of a model on the Hub.
-        config: Its config, which may name the file with the weights.
+        named: As `named_weights` returns it.
         options: Arguments of `from_pretrained`.
 
     Raises:
@@ -119,7 +129,7 @@ def check_index(name_or_path: str, config: PreTrainedConfig, options: Mapping[st
     is_folder = Path(name_or_path).is_dir()
     if not is_folder:
         cached_file(name_or_path, CONFIG_NAME, **where)  # Of a missing file of weights, the Hub does not say why.
-    index = _index_of(name_or_path, config, where, variant=options.get("variant"))
+    index = _index_of(name_or_path, named, where, variant=options.get("variant"))
     if index is None:
         return
     absent = [name for name in shards_of(index) if is_folder and not (index.parent / name).is_file()]
@@ -130,11 +140,8 @@ def check_index(name_or_path: str, config: PreTrainedConfig, options: Mapping[st
         )
 
 
-def _index_of(
-    name_or_path: str, config: PreTrainedConfig, where: Mapping[str, Any], *, variant: str | None
-) -> Path | None:
+def _index_of(name_or_path: str, named: str | None, where: Mapping[str, Any], *, variant: str | None) -> Path | None:
     """Returns the index that the weights are read by; None where they are one file of safetensors, or missing."""
-    named = vars(config).get("transformers_weights")
     if named is not None and not (_SHARD.fullmatch(named) or (named.endswith(_INDEX_SUFFIX) and "/" not in named)):
         raise ConfigError(
             f"{name_or_path}: weights are read from safetensors files in the folder of the model only, since a pickle "

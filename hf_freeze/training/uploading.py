@@ -33,6 +33,7 @@ from ruamel.yaml.error import YAMLError
 from hf_freeze.errors import ConfigError, ShareError
 from hf_freeze.training.hub_answers import HTTP_ERROR
 
+CONFIG_FILE: Final = "hf_freeze.yaml"  # the config of a run
 # What a repo is made of. Pickles, states of optimizers and generators, logs and checkpoints are not among it.
 _PUSHED: Final = (
     "*.safetensors",
@@ -44,7 +45,7 @@ _PUSHED: Final = (
     "*.codes",
     "*.tokenizer",
     "README.md",
-    "hf_freeze.yaml",
+    CONFIG_FILE,
 )
 _KEPT_HERE: Final = ("trainer_state.json", "training_args.json", ".*", "_*")
 _PUSHED_FOLDERS: Final = ("additional_chat_templates",)
@@ -62,7 +63,10 @@ _REPLACED: Final = (
 _TELL_PLACES: Final = ("adapter_config.json", "config.json", "hf_freeze_*.json", "tokenizer_config.json")
 _LOCAL = re.compile(r"(file://)?(/|~|\.\./|\.\.\\|[A-Za-z]:[\\/]|\\\\).*[\\/].+")
 _CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
-_LOCAL_BASE = re.compile(r"(- )?['\"]?base_model: ?(adapter:)?['\"]?(/|~|\.|[A-Za-z]:\\)")
+_BASE_LINE = re.compile(r"(- )?['\"]?base_model: ?(adapter:)?['\"]?([^'\"]*)['\"]?")
+_LOCAL_START = re.compile(r"[/~.]|[A-Za-z]:\\")
+# What names a model, which is a folder where there is one of this name, and else on the Hub.
+_MODEL_KEYS: Final = ("base", "base_model_name_or_path", "name_or_path", "_name_or_path")
 _REPO_LINE = re.compile(r'^repo = "[^"\n]*"', re.MULTILINE)
 
 Files = dict[str, Path | bytes]
@@ -105,7 +109,7 @@ def pushed_files(folder: Path, repo_id: str) -> Files:
         with _sound(path):
             if _matches(name, _TELL_PLACES):
                 files[name] = json.dumps(_without_places(json.loads(path.read_text())), indent=2).encode()
-            elif name == "hf_freeze.yaml":
+            elif name == CONFIG_FILE:
                 files[name] = _yaml_without_places(path.read_text()).encode()
             elif name == "README.md":
                 files[name] = _REPO_LINE.sub(f'repo = "{repo_id}"', _card_without_places(path.read_text())).encode()
@@ -238,7 +242,7 @@ def _sound(path: Path) -> Iterator[None]:
     """Says which file is damaged where one is."""
     try:
         yield
-    except (OSError, ValueError, YAMLError) as error:
+    except (AttributeError, OSError, ValueError, YAMLError) as error:
         raise ConfigError(
             f"{path}: this file is read before it is pushed, and it is damaged; got the error {_one_line(error)!r}. "
             "Nothing was pushed. Save the model again, or mend the file."
@@ -274,14 +278,23 @@ def _paths(folder: Path) -> Iterator[Path]:
 
 def _without_places(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {key: _without_places(inner) for key, inner in value.items()}
+        return {
+            key: _last_part(inner) if key in _MODEL_KEYS and _is_folder(inner) else _without_places(inner)
+            for key, inner in value.items()
+        }
     if isinstance(value, list):
         return [_without_places(inner) for inner in value]
     if not isinstance(value, str):
         return value
-    if _LOCAL.fullmatch(value):
-        return PureWindowsPath(value).name  # understands both separators
-    return _CREDENTIALS.sub("", value)
+    return _last_part(value) if _LOCAL.fullmatch(value) else _CREDENTIALS.sub("", value)
+
+
+def _is_folder(value: Any) -> bool:
+    return isinstance(value, str) and Path(value).is_dir()
+
+
+def _last_part(path: str) -> str:
+    return PureWindowsPath(path).name  # understands both separators
 
 
 def _yaml_without_places(text: str) -> str:
@@ -294,4 +307,9 @@ def _yaml_without_places(text: str) -> str:
 
 def _card_without_places(text: str) -> str:
     """Returns a card whose metadata names no folder as the base model, which PEFT does in two places."""
-    return "\n".join(line for line in text.split("\n") if not _LOCAL_BASE.match(line))
+    return "\n".join(line for line in text.split("\n") if not _names_folder(line))
+
+
+def _names_folder(line: str) -> bool:
+    base = _BASE_LINE.fullmatch(line)
+    return base is not None and (bool(_LOCAL_START.match(base[3])) or _is_folder(base[3]))

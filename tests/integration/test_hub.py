@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
+import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from hf_freeze.errors import ShareError
@@ -202,13 +204,10 @@ def test_what_the_hub_refuses_is_said_and_the_run_stays_as_it_was(hub: Hub, mode
     hub.drop.update({"/repos/create": 1, "/commit/main": 1, "/preupload/main": 1})
     hub.statuses["/preupload/broken"] = 507
     (tmp_path / "empty").mkdir()
-    wrong = tmp_path / "wrong"
-    wrong.mkdir()
-    (wrong / "model.safetensors").write_bytes(b"")
+    wrong, large, damaged = (Path(shutil.copytree(model, tmp_path / name)) for name in ("wrong", "large", "damaged"))
     (wrong / "README.md").write_text("---\nbase_model: my model\n---\n")
-    large, damaged = (Path(shutil.copytree(model, tmp_path / name)) for name in ("large", "damaged"))
-    (large / "model.safetensors").write_bytes(b"large")
-    refused_object = f"/objects/{hashlib.sha256(b'large').hexdigest()}"
+    safetensors.torch.save_file({"large": torch.zeros(2)}, large / "model.safetensors")
+    refused_object = f"/objects/{hashlib.sha256((large / 'model.safetensors').read_bytes()).hexdigest()}"
     hub.statuses[refused_object] = 507
     (damaged / "config.json").write_text("{")
     to_model = {"folder": model, "repo_id": "model"}
