@@ -16,10 +16,10 @@ from typing import Final
 
 import torch
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_freeze.errors import ConfigError, ShareError
-from hf_freeze.tasks.tokenizers import resolve_max_length
+from hf_freeze.tasks.tokenizers import load_tokenizer, resolve_max_length
 
 ONNX_FILE: Final = "model.onnx"
 TOLERANCE: Final = 1e-4  # the largest absolute difference of any output
@@ -41,11 +41,12 @@ def write_onnx(model: PreTrainedModel, folder: Path, rows: Sequence[Row]) -> flo
         The largest absolute difference of any output.
 
     Raises:
-        ConfigError: The packages of the extra are missing, there are too few rows, or the model is not in float32.
+        ConfigError: The packages of the extra are missing, there are too few rows, the model is not in float32, or it
+            has no tokenizer that pads.
         ShareError: The model cannot be exported, or what was written gives other results; then nothing is left of it.
     """
     check_onnx(model.dtype, rows)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = _load_tokenizer(folder)
     length = resolve_max_length(None, model=model, tokenizer=tokenizer, is_pair=False)
     batches = [_encode(tokenizer, batch, length) for batch in _batches(rows)]
     target = folder / ONNX_FILE
@@ -59,7 +60,13 @@ def write_onnx(model: PreTrainedModel, folder: Path, rows: Sequence[Row]) -> flo
 
 def _write_checked(model: PreTrainedModel, target: Path, batches: Sequence[_Batch], *, num_rows: int) -> float:
     example = batches[0]
-    names = [name for name, value in model(**example).items() if isinstance(value, torch.Tensor)]
+    try:
+        names = [name for name, value in model(**example).items() if isinstance(value, torch.Tensor)]
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ShareError(
+            f"format: this model cannot be called with texts alone; got a {type(model).__name__}. It says: "
+            f"{_first_line(error)}. Use the format 'transformers'."
+        ) from error
     try:
         with _quiet():
             _export(model, example, names, target)
@@ -104,6 +111,23 @@ def check_onnx(dtype: torch.dtype, rows: Sequence[Row]) -> None:
             f"rows: an ONNX model is compared on at least 3 rows; got {len(rows)}. Name a file with a text on each "
             "line: `--rows FILE`."
         )
+
+
+def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """Loads the tokenizer that lies beside a model, and can form a batch."""
+    try:
+        tokenizer = load_tokenizer(str(folder))
+    except ConfigError as error:
+        raise ConfigError(
+            "RUN: there is no tokenizer to compare the ONNX model with; got a folder without its files. Save it into "
+            "the folder of the model with tokenizer.save_pretrained."
+        ) from error
+    if tokenizer.pad_token is None:
+        raise ConfigError(
+            f"RUN: an ONNX model is compared on batches, and its tokenizer cannot pad; got a "
+            f"{type(tokenizer).__name__} without a pad_token. Set one and save it with tokenizer.save_pretrained."
+        )
+    return tokenizer
 
 
 class _Outputs(nn.Module):

@@ -20,7 +20,7 @@ from hf_freeze.sharing.export import export_model
 from hf_freeze.sharing.onnx_export import ONNX_FILE, TOLERANCE, check_onnx, write_onnx
 from tests import tiny_run
 from tests.integration.reviews import review_texts
-from tests.tiny import tiny_bert
+from tests.tiny import tiny_bert, tiny_gpt2, tiny_t5, tiny_tokenizer
 
 LORA = {"peft_type": "LORA", "target_modules": "all-linear", "r": 2, "blocks": {"last": 1}}
 TEXTS = [*tiny_run.TEXTS, "a"]
@@ -106,6 +106,47 @@ def test_what_the_runtime_does_not_take_is_refused_in_its_words(
         str(caught.value),
     )
     assert list(folder.glob("*.onnx*")) == []
+
+
+def test_a_model_that_takes_more_than_texts_is_refused(tmp_path: Path) -> None:
+    """A decoder with inputs of its own cannot be called with what a tokenizer makes of a text."""
+    tiny_t5().save_pretrained(tmp_path)
+    tiny_tokenizer(TEXTS).save_pretrained(tmp_path)
+    with pytest.raises(ShareError) as caught:
+        write_onnx(tiny_t5().eval(), tmp_path, TEXTS)
+    assert re.fullmatch(
+        r"format: this model cannot be called with texts alone; got a T5ForConditionalGeneration\. It says: "
+        r"[^\n]{10,200}\. Use the format 'transformers'\.",
+        str(caught.value),
+    )
+
+
+def test_a_tokenizer_that_is_missing_is_not_made_up(tmp_path: Path) -> None:
+    """Transformers makes one that knows five words: every row would be the same."""
+    folder = tiny_run.write_model(tmp_path / "model")
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(ConfigError) as caught:
+        export_model(folder, tmp_path / "out", export_format="onnx", rows=TEXTS)
+    assert str(caught.value) == (
+        "RUN: there is no tokenizer to compare the ONNX model with; got a folder without its files. Save it into the "
+        "folder of the model with tokenizer.save_pretrained."
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_tokenizer_that_cannot_pad_is_refused(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer(TEXTS)
+    tokenizer.pad_token = None
+    tiny_gpt2().save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ConfigError) as caught:
+        write_onnx(tiny_gpt2().eval(), tmp_path, TEXTS)
+    assert re.fullmatch(
+        r"RUN: an ONNX model is compared on batches, and its tokenizer cannot pad; got a \w+ without a pad_token\. Set "
+        r"one and save it with tokenizer\.save_pretrained\.",
+        str(caught.value),
+    )
 
 
 def test_rows_are_cut_at_what_the_model_reads(tmp_path: Path) -> None:
