@@ -12,10 +12,9 @@ from transformers import PreTrainedModel
 
 from hf_freeze.errors import ConfigError, did_you_mean
 from hf_freeze.sharing.classes import as_dtype
-from hf_freeze.sharing.merging import check_target, copy_processor, merged_model, write_merged
+from hf_freeze.sharing.merging import check_target, copy_processor, merged_model, remove_run, write_merged
 from hf_freeze.sharing.onnx_export import Row, check_onnx, write_onnx
 from hf_freeze.sharing.sources import find_source
-from hf_freeze.training.record import remove_models
 
 FORMATS: Final = ("onnx", "transformers")
 
@@ -78,7 +77,7 @@ def _export_onnx(
         copy_processor(source, staged)
         write_onnx(model, staged, rows)
         target.mkdir(exist_ok=True)
-        remove_models(target)
+        remove_run(target)
         for file in staged.iterdir():
             file.replace(target / file.name)
     return model

@@ -15,10 +15,14 @@ from transformers import PreTrainedModel
 from hf_freeze.errors import ConfigError, PlanError
 from hf_freeze.plan.apply import freeze_all
 from hf_freeze.plan.prepare import merge_adapters
+from hf_freeze.schedules.timeline import TIMELINE_FILE
 from hf_freeze.sharing.classes import as_dtype, convert
 from hf_freeze.sharing.loading import load_source
 from hf_freeze.sharing.sources import Source, find_source
+from hf_freeze.training.card import CARD_FILE, has_card
+from hf_freeze.training.card import TIMELINE_FILE as PICTURE_FILE
 from hf_freeze.training.record import remove_models
+from hf_freeze.training.uploading import CONFIG_FILE
 
 # What processors, tokenizers among them, are saved as.
 _PROCESSOR_FILES: Final = (
@@ -129,10 +133,23 @@ def write_merged(
     model = _merge_source(
         source, base=base, dtype=dtype, trust_remote_code=trust_remote_code, options=from_pretrained_options
     )
-    remove_models(target)
+    remove_run(target)
     model.save_pretrained(target)
     copy_processor(source, target)
     return model
+
+
+def remove_run(target: Path) -> None:
+    """Removes a model of any kind, and what was said of its run, before another model is written.
+
+    A card that somebody else wrote stays.
+
+    Args:
+        target: The folder that will be written to.
+    """
+    remove_models(target)
+    for name in (CONFIG_FILE, TIMELINE_FILE, PICTURE_FILE, *((CARD_FILE,) if has_card(target) else ())):
+        (target / name).unlink(missing_ok=True)
 
 
 def check_target(target: Path, path_or_repo: str | Path, *, overwrite: bool) -> None:

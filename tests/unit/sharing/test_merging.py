@@ -89,6 +89,34 @@ def test_unknown_formats_and_types_are_refused(plain: Trained, tmp_path: Path) -
         )
 
 
+def test_what_was_said_of_another_run_goes_with_its_model(plain: Trained, tmp_path: Path) -> None:
+    ours = "---\nlibrary_name: transformers\ntags:\n- hf_freeze\n- frozen-blocks\n---\n\n# another\n"
+    said = {
+        "README.md": ours,
+        "hf_freeze.yaml": "",
+        "freeze_timeline.svg": "",
+        "timeline.jsonl": "",
+        "notes.txt": "kept",
+    }
+    for export_format in ("merged", "transformers", "onnx"):
+        target = tmp_path / export_format
+        target.mkdir()
+        for name, content in said.items():
+            (target / name).write_text(content)
+        if export_format == "merged":
+            write_merged(plain.folder, target, overwrite=True)
+        else:
+            rows = ["one", "two", "one two"] if export_format == "onnx" else []
+            export_model(plain.folder, target, export_format=export_format, rows=rows, overwrite=True)
+        assert said.keys() & {path.name for path in target.iterdir()} == {"notes.txt"}
+
+
+def test_a_card_of_somebody_else_stays(plain: Trained, tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("---\ntags:\n- mine\n---\n\n- hf_freeze\n")
+    write_merged(plain.folder, tmp_path, overwrite=True)
+    assert (tmp_path / "README.md").is_file()
+
+
 @pytest.mark.parametrize(
     "name", ["FSMTTokenizer", "LukeTokenizer", "PhobertTokenizer", "ProphetNetTokenizer", "RoCBertTokenizer"]
 )
