@@ -78,7 +78,7 @@ def test_a_card_is_valid_and_its_code_runs(
     library = {"adapters": "peft", "save": "hf_freeze"}
     assert data.library_name == next((library[name] for name in sections if name in library), "transformers")
     assert data.base_model is None, "a folder is no name on the Hub"
-    assert data.datasets is None, "and neither is a kind of file"
+    assert data.datasets is None, "nor is one of rows"
     assert data.pipeline_tag == "text-classification"
     assert {"hf_freeze", "frozen-blocks"} <= set(data.tags)
     results = {(result.dataset_split, result.metric_type) for result in data.eval_results}
