@@ -15,26 +15,14 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader
 
-from hf_freeze.activation_cache import building
-from hf_freeze.activation_cache.checks import (
-    PROBE_SIZE,
-    few_rows,
-    find_trimming,
-    grows_exactly,
-    is_stored_wrongly,
-    pads_on_the_left,
-    pads_to_the_longest,
-    reason_of_inputs,
-    reason_of_model,
-    reason_of_plan,
-    reason_of_prefix,
-)
+from hf_freeze.activation_cache import building, checks, trimming
 from hf_freeze.activation_cache.collator import keyed_inputs, with_keys
+from hf_freeze.activation_cache.comparing import Loss
 from hf_freeze.activation_cache.housekeeping import remove_if_empty
 from hf_freeze.activation_cache.keys import KEYS, decoder_inputs, model_name, prefix_fingerprints, product_precision
 from hf_freeze.activation_cache.notices import say_off, sentence
 from hf_freeze.activation_cache.outputs import CacheStats, PrefixOutputs
-from hf_freeze.activation_cache.processes import first_reason, of_all_shards
+from hf_freeze.activation_cache.processes import first_reason, of_all_shards, rank_and_world
 from hf_freeze.activation_cache.records import STORED_DTYPES, dtype_name
 from hf_freeze.activation_cache.replay import ModulesReplaced, Replay
 from hf_freeze.activation_cache.rows import Rows, Survey, kept_random_state
@@ -77,6 +65,8 @@ class ActivationCache:
         plan: What is frozen in it; the plan that is applied to it, now and later, where it is left out.
         section: The `activation_cache` section: a mapping with its keys, or an instance.
         label_names: Names of the labels in a batch: they do not change what the prefix computes.
+        loss: Returns the loss of a batch from the model and the batch, labels included, where the model itself does not
+            compute it: rows keep their padding where it depends on what stands there.
 
     Raises:
         ConfigError: The section cannot be read.
@@ -90,6 +80,7 @@ class ActivationCache:
         section: ActivationCacheConfig | Mapping[str, object] | None = None,
         *,
         label_names: Collection[str] = ("labels",),
+        loss: Loss | None = None,
     ) -> None:
         self.section = parse_section(ActivationCacheConfig, section or {}, key="activation_cache")
         self.model = model
@@ -99,6 +90,7 @@ class ActivationCache:
         self.stats = CacheStats()
         self.reason: str | None = None
         self._label_names = tuple(label_names)
+        self._loss = loss
         self._outputs: PrefixOutputs | None = None
         self.is_decided = False
         self.keys_repeat = False
@@ -152,7 +144,7 @@ class ActivationCache:
             with kept_random_state():
                 rows = Rows(loader, self.unkeyed)
                 try:
-                    batch, reason = rows.fetch_probe(PROBE_SIZE)
+                    batch, reason = rows.fetch_probe(checks.PROBE_SIZE)
                     widths_vary = batch is not None and not rows.repeat_in_any_company(batch)
                 except _FETCH_ERRORS as error:
                     reason = f"rows cannot be fetched outside of training ({type(error).__name__}: {error})"
@@ -256,7 +248,8 @@ class ActivationCache:
             batch: A batch, on the model's device.
 
         Raises:
-            CacheError: The cache does not hold, and `enabled` is true.
+            CacheError: The cache does not hold or its folder can no longer be opened, and `enabled` is true; with
+                several processes, a folder that can no longer be opened is one whatever `enabled` is.
         """
         inputs = dict(batch)
         keys = inputs.pop(KEYS, None)
@@ -264,13 +257,20 @@ class ActivationCache:
         if not self.is_decided:
             self.prepare(inputs)
         keyed = keyed_inputs(inputs, self.unkeyed)
-        if self._outputs is None or reason_of_inputs(keyed, keys) is not None:
+        if self._outputs is None or checks.reason_of_inputs(keyed, keys) is not None:
             yield inputs
             return
         with contextlib.ExitStack() as stack:
             try:
                 stack.enter_context(self._outputs.serve(inputs, keyed, keys))
             except ModulesReplaced as error:
+                self._decide(str(error))
+            except CacheError as error:
+                # Where there are others, they would wait for this process when they next decide together.
+                if rank_and_world()[1] > 1:
+                    raise
+                self._outputs.close()
+                self._outputs = None
                 self._decide(str(error))
             yield inputs
 
@@ -317,7 +317,8 @@ class ActivationCache:
             return "activation_cache.enabled is false"
         if self._follows_model:
             self.plan = plan_of(self.model)
-        return reason_of_plan(self.plan) or reason_of_model(self.model) or reason_of_flags(self.model, self.plan)
+        reason = checks.reason_of_plan(self.plan) or checks.reason_of_model(self.model)
+        return reason or reason_of_flags(self.model, self.plan)
 
     def _start(self, batch: Mapping[str, Any], widths_vary: bool | None) -> str | None:
         """Runs the model on a few rows and opens the store, or returns why the cache cannot be used."""
@@ -325,15 +326,15 @@ class ActivationCache:
             return reason
         inputs = {name: value for name, value in batch.items() if name != KEYS}
         keyed = keyed_inputs(inputs, self.unkeyed)
-        if (reason := reason_of_inputs(keyed)) is not None:
+        if (reason := checks.reason_of_inputs(keyed)) is not None:
             return reason
-        inputs = few_rows(inputs, keyed)
+        inputs = checks.few_rows(inputs, keyed)
         keyed = keyed_inputs(inputs, self.unkeyed)
         replay = Replay(self.model, self.plan, self.unkeyed)
         try:
             with kept_random_state():
                 reason = replay.probe(inputs, label_names=self._label_names)
-                reason = reason or reason_of_prefix(replay, self.plan, inputs)
+                reason = reason or checks.reason_of_prefix(replay, self.plan, inputs)
         except _MODEL_ERRORS as error:
             return f"the model cannot be called with a batch as it is ({type(error).__name__}: {error})"
         if reason is not None:
@@ -344,21 +345,24 @@ class ActivationCache:
         self.stats.compute_seconds += time.perf_counter() - start
         self.stats.computed_positions += hidden[..., 0].numel()
         dtype = STORED_DTYPES.get(self.section.dtype, hidden.dtype)
-        trims = find_trimming(replay, inputs, keyed, hidden, dtype)
-        if trims is None:
-            return "replaying the frozen blocks gives other results while training: something random is left in them"
-        varies = pads_to_the_longest(keyed) if widths_vary is None else widths_vary
-        self.keys_repeat = (trims and not pads_on_the_left(keyed)) or not varies
+        try:
+            whole = trimming.reason_to_keep_padding(replay, inputs, keyed, hidden, self._loss)
+            reason = checks.reason_of_dtype(replay, inputs, keyed, hidden, dtype, self._loss)
+        except _MODEL_ERRORS as error:
+            reason = f"the loss of a few rows cannot be computed ({type(error).__name__}: {error})"
+        if reason is not None:
+            return reason
+        trims = whole is None
+        varies = trimming.pads_to_the_longest(keyed) if widths_vary is None else widths_vary
+        self.keys_repeat = (trims and not trimming.pads_on_the_left(keyed)) or not varies
         if not self.keys_repeat and self.section.enabled == "auto":
-            why = "padding comes first" if trims else "padding changes them or they have other positions"
-            return (
-                f"hidden states cannot be cut to the real tokens of a row, since {why}, and batches are padded to "
-                "different lengths; rows padded to one length can be cached"
-            )
+            return trimming.reason_of_widths(whole or "padding comes first")
         store, shallower = self._open(replay, dtype)
-        exact = {depth: each for depth, each in shallower.items() if grows_exactly(replay, inputs, hidden, depth)}
+        exact = {
+            depth: each for depth, each in shallower.items() if checks.grows_exactly(replay, inputs, hidden, depth)
+        }
         outputs = PrefixOutputs(replay, store, exact, trims=trims, stored_dtype=dtype, hidden=hidden, stats=self.stats)
-        if is_stored_wrongly(outputs, hidden, keyed):
+        if checks.is_stored_wrongly(outputs, hidden, keyed):
             return (
                 f"what is stored in {store.folder} is not what the frozen blocks compute; something in them, such as a "
                 "hook, is in no fingerprint, and another activation_cache.dir would start anew"

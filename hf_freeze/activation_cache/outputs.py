@@ -17,6 +17,7 @@ import torch.distributed
 from torch.distributed.fsdp import FSDPModule
 
 from hf_freeze.activation_cache.keys import KEY_SIZE, batch_size, row_keys, row_lengths
+from hf_freeze.activation_cache.records import dtype_name, overflown
 from hf_freeze.activation_cache.replay import Replay, select_rows
 from hf_freeze.activation_cache.store import ActivationStore, size_in_file
 
@@ -105,7 +106,7 @@ class PrefixOutputs:
         self._inner = hidden.shape[2:]
         self._positions = hidden.shape[1] if hidden.ndim > 2 else 1
         self.position_bytes = self._inner.numel() * stored_dtype.itemsize
-        self._has_warned = False
+        self._has_warned = self._has_warned_of_dtype = False
         self.runs_on_all = isinstance(replay.model, FSDPModule) and torch.distributed.is_initialized()
 
     def names(self, keyed: Mapping[str, Any], keys: torch.Tensor | None) -> list[bytes]:
@@ -167,7 +168,8 @@ class PrefixOutputs:
                 start = time.perf_counter()
                 self.store.put(self._as_stored(keyed, missing, fresh, names))
                 self.stats.write_seconds += time.perf_counter() - start
-            fresh = fresh.to(self.stored_dtype).to(self._dtype)
+            rounded = fresh.to(self.stored_dtype)
+            fresh = torch.where(overflown(fresh, rounded), fresh, rounded.to(self._dtype))
         device = next(value.device for value in keyed.values() if isinstance(value, torch.Tensor))
         if fresh is not None and len(missing) == len(names):
             return fresh
@@ -187,10 +189,10 @@ class PrefixOutputs:
             keyed: What of it the prefix reads.
         """
         names = self.names(keyed, None)
-        fresh = self._as_stored(keyed, range(len(names)), hidden, names)
-        for stored, (_, row) in zip(self.store.get(names), fresh, strict=True):
-            if stored is not None:
-                yield stored, row
+        fresh = dict(self._as_stored(keyed, range(len(names)), hidden, names))
+        for name, stored in zip(names, self.store.get(names), strict=True):
+            if stored is not None and name in fresh:
+                yield stored, fresh[name]
 
     def compute(
         self, inputs: Mapping[str, Any], keyed: Mapping[str, Any], rows: Sequence[int], names: Sequence[bytes]
@@ -246,8 +248,8 @@ class PrefixOutputs:
         return size_in_file(positions * self.position_bytes)
 
     def _read(self, keyed: Mapping[str, Any], names: Sequence[bytes]) -> _Stored:
-        if self.trims:
-            mask = keyed["attention_mask"]
+        mask = keyed.get("attention_mask") if self.trims else None
+        if mask is not None and mask.ndim == 2:  # Rows of any other batch are real from end to end.
             out = torch.zeros((*mask.shape, *self._inner), dtype=self.stored_dtype)
             return _Stored(out, self.store.get_into(names, out))
         rows = self.store.get(names)
@@ -270,7 +272,8 @@ class PrefixOutputs:
             rows = store.get(names)
             if all(row is not None for row in rows):
                 whole = [row for row in rows if row is not None]
-                width = keyed["attention_mask"].shape[1] if self.trims else whole[0].shape[0]
+                mask = keyed.get("attention_mask") if self.trims else None
+                width = whole[0].shape[0] if mask is None or mask.ndim != 2 else mask.shape[1]
                 hidden = torch.zeros((len(whole), width, *whole[0].shape[1:]), dtype=self._dtype)
                 for index, row in enumerate(whole):
                     hidden[index, : len(row)] = row
@@ -280,11 +283,22 @@ class PrefixOutputs:
     def _as_stored(
         self, keyed: Mapping[str, Any], rows: Sequence[int], hidden: torch.Tensor, names: Sequence[bytes]
     ) -> list[tuple[bytes, torch.Tensor]]:
+        """Returns names and values of some rows of a batch, without those that the stored dtype cannot hold."""
         lengths = row_lengths(keyed) if self.trims else None
-        output = hidden.to("cpu", self.stored_dtype)
+        output = hidden.to(self.stored_dtype)
+        is_held = (~overflown(hidden, output).flatten(1).any(dim=1)).tolist()
+        if not all(is_held) and not self._has_warned_of_dtype:
+            self._has_warned_of_dtype = True
+            logger.warning(
+                "activation_cache: rows with numbers that %s cannot hold are not stored, and computed each time. Set "
+                "activation_cache.dtype to auto or bfloat16 to store them.",
+                dtype_name(self.stored_dtype),
+            )
+        output = output.cpu()
         return [
             (names[row], output[index, : lengths[row]] if lengths is not None else output[index])
             for index, row in enumerate(rows)
+            if is_held[index]
         ]
 
     def anywhere(self, is_missing: bool) -> bool:

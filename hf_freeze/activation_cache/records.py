@@ -89,6 +89,16 @@ def byte_view(tensor: torch.Tensor) -> memoryview:
     return view
 
 
+def overflown(values: torch.Tensor, cast: torch.Tensor) -> torch.Tensor:
+    """Returns where finite values became infinite in another dtype.
+
+    Args:
+        values: Any tensor.
+        cast: The same in the other dtype.
+    """
+    return cast.isinf() & values.isfinite()
+
+
 def dtype_name(dtype: torch.dtype) -> str:
     """Returns `float32` for `torch.float32`."""
     return str(dtype).removeprefix("torch.")

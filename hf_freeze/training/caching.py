@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import weakref
 from collections.abc import Mapping, MutableMapping
@@ -30,6 +31,7 @@ from hf_freeze.activation_cache.building import is_quicker_before, reason_of_cos
 from hf_freeze.activation_cache.cache import ActivationCache
 from hf_freeze.activation_cache.checks import reason_of_plan
 from hf_freeze.activation_cache.collator import KeyCollator
+from hf_freeze.activation_cache.comparing import Loss
 from hf_freeze.activation_cache.keys import KEYS
 from hf_freeze.activation_cache.outputs import CacheStats
 from hf_freeze.activation_cache.processes import all_agree, first_reason
@@ -73,7 +75,25 @@ class CachingMixin(SchedulingMixin):
             self._start_caching()
 
     def _new_cache(self) -> ActivationCache:
-        return ActivationCache(self.model_wrapped, self.plan, self._cache_section, label_names=self.label_names)
+        return ActivationCache(
+            self.model_wrapped, self.plan, self._cache_section, label_names=self.label_names, loss=self._own_loss()
+        )
+
+    def _own_loss(self) -> Loss | None:
+        """Returns what computes the loss where it is not the model, or None."""
+        computing = [cls for cls in type(self).__mro__ if "compute_loss" in vars(cls)]
+        # The mixin's corrects the scale of what the Trainer's takes from the model.
+        if len(computing) <= 2 and self.compute_loss_func is None:
+            return None
+        # A cycle would keep it, and its dataloader workers, until a collection.
+        trainer: Any = weakref.ref(self)
+
+        def loss(model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
+            # On a copy: trainers count what they have computed the loss of.
+            computed: torch.Tensor = copy.copy(trainer()).compute_loss(model, inputs)
+            return computed
+
+        return loss
 
     def move_activation_cache(self, before: FreezePlan, train_dataloader: DataLoader[Any] | None) -> None:
         """Has the cache follow a change of freeze state.

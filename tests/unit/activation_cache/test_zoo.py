@@ -24,6 +24,11 @@ REASONS = {
         "off: hidden states cannot be cut to the real tokens of a row, since padding changes them or they have other "
         "positions, and batches are padded to different lengths; rows padded to one length can be cached"
     ),
+    "padding is read": (
+        "off: hidden states cannot be cut to the real tokens of a row, since the loss, or what the model makes of a "
+        "row, depends on what stands at its padding, and batches are padded to different lengths; rows padded to one "
+        "length can be cached"
+    ),
     # It picks the patches of an image at random, in another order each time.
     "random": "off: the model draws random numbers each time it is called, in eval mode too",
     "reads more": "off: the model reads more of its frozen blocks than their hidden states",
@@ -46,7 +51,9 @@ _PVT_LISTS = "'pvt.encoder.block' (2 elements), 'pvt.encoder.patch_embeddings' (
 # All others are exact.
 VERDICTS = {
     **dict.fromkeys(("canine", "convbert", "led", "longformer", "mobilebert", "nystromformer"), REASONS["padding"]),
-    **dict.fromkeys(("speech_to_text", "switch_transformers", "xlnet", "yoso"), REASONS["padding"]),
+    **dict.fromkeys(("speech_to_text", "yoso"), REASONS["padding"]),
+    "switch_transformers": REASONS["padding is read"],  # Padding takes places of its experts.
+    "xlnet": REASONS["padding is read"],  # It reads its classes at the last position.
     **dict.fromkeys(("clip", "clip with as many words as patches"), REASONS["padding"]),
     "wav2vec2 padded to the longest": REASONS["padding"],
     **dict.fromkeys(("gemma3n_text", "lilt", "pegasus_x", "swinv2"), REASONS["reads more"]),
@@ -116,7 +123,8 @@ def test_training_is_the_same_or_the_cache_says_why_it_is_off(name: str, tmp_pat
     cached = train(model, cache.wrap(loader_of(batch)), cache.serve)
     cache.close()
     again = freeze_model(architecture.build(), {"blocks": {"first": 2}})
-    assert cached == pytest.approx(train(again, loader_of(batch), contextlib.nullcontext), abs=1e-5)
+    # Losses of 6 are rounded to 5e-7, and steps of weights this large make more of it.
+    assert cached == pytest.approx(train(again, loader_of(batch), contextlib.nullcontext), abs=1e-5, rel=1e-5)
     assert cache.stats.hits > 0
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import shutil
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -11,10 +13,12 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from transformers import TrainerCallback, set_seed
+from transformers import AutoModelForMaskedLM, TrainerCallback, default_data_collator, set_seed
 
+from hf_freeze import CacheError
 from hf_freeze.activation_cache.keys import KEYS
 from hf_freeze.training import FreezeTrainer
+from tests import tiny
 from tests.tiny import tiny_llama
 from tests.unit.training.cached import (
     FROZEN,
@@ -333,3 +337,82 @@ def test_what_a_run_took_tells_what_the_cache_did(tmp_path: Path) -> None:
     saved = f"about {abs(stats.seconds_saved):.1f} seconds were {way}"
     assert costs.sentences[0].startswith("Training took 12.3 seconds. Peak memory of the process: ")
     assert costs.sentences[1:] == (f"Activation cache: {served}; {built}; {saved}.",)
+
+
+class AllPositionsTrainer(FreezeTrainer):
+    """Adds to the loss what stands at every position, padding included."""
+
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **keywords: Any) -> Any:
+        outputs = model(**inputs)
+        loss = outputs.loss + 0.1 * outputs.logits.logsumexp(-1).square().mean()
+        return (loss, outputs) if return_outputs else loss
+
+
+class CountingTrainer(FreezeTrainer):
+    """Counts the losses that it has computed."""
+
+    counted = 0
+
+    def compute_loss(self, *positional: Any, **keywords: Any) -> Any:
+        self.counted += 1
+        return super().compute_loss(*positional, **keywords)
+
+
+def test_losses_that_read_padding(tmp_path: Path) -> None:
+    def build() -> nn.Module:
+        sizes = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 64}
+        return tiny.build(AutoModelForMaskedLM, "bert", vocab_size=99, pad_token_id=0, **sizes)
+
+    keywords: dict[str, Any] = {"build": build, "labels": "words", "trainer_class": AllPositionsTrainer}
+    plain, cached = (trained(tmp_path, cache, **keywords) for cache in ({"enabled": False}, section(tmp_path)))
+    assert_agree(cached, plain)
+    assert cached.cache.is_on
+    assert trained(tmp_path, section(tmp_path, "auto"), **keywords).cache.reason == (
+        "hidden states cannot be cut to the real tokens of a row, since the loss, or what the model makes of a row, "
+        "depends on what stands at its padding, and batches are padded to different lengths; rows padded to one length "
+        "can be cached"
+    )
+
+
+def test_a_trainer_does_not_count_the_losses_of_rows_that_are_looked_at(tmp_path: Path) -> None:
+    counted = [
+        trained(tmp_path, cache, trainer_class=CountingTrainer).trainer.counted
+        for cache in ({"enabled": False}, section(tmp_path))
+    ]
+    assert counted[0] == counted[1] > 0
+
+
+def test_rows_without_a_mask_are_predicted_after_training_with_masks(tmp_path: Path) -> None:
+    predictions = []
+    rows = sentences().remove_columns("attention_mask").select(range(14))
+    width = max(map(len, rows["input_ids"]))
+    rows = rows.map(lambda row: {"input_ids": row["input_ids"] + [0] * (width - len(row["input_ids"]))})
+    for cache in ({"enabled": False}, section(tmp_path)):
+        trainer = trained(tmp_path, cache).trainer
+        trainer.data_collator.collate = default_data_collator
+        predictions.append(trainer.predict(rows).predictions)
+    np.testing.assert_allclose(predictions[1], predictions[0], rtol=0, atol=1e-5)
+
+
+class TestAFolderThatCanNoLongerBeOpened:
+    def replaced(self, tmp_path: Path, enabled: object) -> Any:
+        """Returns a trainer that has trained from the cache, whose folder then became a file."""
+        trainer = trained(tmp_path, section(tmp_path, enabled)).trainer
+        assert trainer.activation_cache.is_on
+        shutil.rmtree(tmp_path / "cache")
+        (tmp_path / "cache").write_text("not a folder")
+        return trainer
+
+    def test_turns_the_cache_off(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        expected = trained(tmp_path, {"enabled": False}).trainer.evaluate()["eval_loss"]
+        trainer = self.replaced(tmp_path, "auto")
+        with caplog.at_level(logging.WARNING):
+            assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, abs=1e-5)
+        assert not trainer.activation_cache.is_on
+        (record,) = (each for each in caplog.records if each.name.startswith("hf_freeze"))
+        assert record.getMessage().startswith("activation_cache: off. activation_cache.dir: ")
+
+    def test_is_an_error_where_the_cache_is_asked_for(self, tmp_path: Path) -> None:
+        trainer = self.replaced(tmp_path, True)
+        with pytest.raises(CacheError, match=r"^activation_cache\.dir: "):
+            trainer.evaluate()
