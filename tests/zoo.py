@@ -47,8 +47,13 @@ class Architecture:
     batch: Callable[[], Batch]
 
     def build(self) -> PreTrainedModel:
-        """Builds the model, in train mode."""
+        """Builds the model, in train mode, with weights so large that a wrong mask or position moves the loss."""
         model = tiny.build(self.auto_class, self.model_type, **self.config)
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.ndim > 1:
+                    parameter.normal_(0, 0.3, generator=generator)
         model.train()
         return model
 
