@@ -49,10 +49,11 @@ class Advice:
 
 @dataclass
 class Record:
-    """What a run has logged so far.
+    """What is known of a run so far.
 
     Attributes:
-        losses: Step and training loss, which is the mean since the entry before.
+        losses: Step and training loss, which is the mean since the entry before: of the main process, and before the
+            step that a run is resumed from as it was logged.
         evaluations: Steps and losses by name: `eval_loss`, or one for each evaluation dataset.
         drifts: How far each role was from its start when it was last measured.
     """
@@ -140,17 +141,17 @@ def overfits(
 def stays_high(losses: Sequence[tuple[int, float]], *, chance: float | None) -> Advice | None:
     """Returns advice where the training loss has fallen by less than `MIN_FALL`.
 
-    The first and the last quarter of what was logged are compared. Below `HIGH_SHARE` of guessing no loss is high.
+    The first and the last quarter of the steps so far are compared. Below `HIGH_SHARE` of guessing no loss is high.
 
     Args:
         losses: Steps and training losses.
         chance: The loss of guessing, where it is known.
     """
-    quarter = len(losses) // 4
-    if quarter == 0:
+    end = losses[-1][0] if losses else 0
+    first = _mean(loss for step, loss in losses if 4 * step <= end)
+    last = _mean(loss for step, loss in losses if 4 * step > 3 * end)
+    if first is None or last is None:
         return None
-    first = sum(loss for _, loss in losses[:quarter]) / quarter
-    last = sum(loss for _, loss in losses[-quarter:]) / quarter
     is_low = chance is not None and last < HIGH_SHARE * chance
     if is_low or last <= (1 - MIN_FALL) * first:
         return None
@@ -158,7 +159,7 @@ def stays_high(losses: Sequence[tuple[int, float]], *, chance: float | None) -> 
     return Advice(
         "stays high",
         "loss",
-        f"The training loss stays high: it was {first:.4g} over the first quarter of what was logged, and is "
+        f"The training loss stays high: it was {first:.4g} over the first quarter of the steps so far, and is "
         f"{last:.4g} over the last{guessing}. Freeze fewer blocks, or raise training.learning_rate.",
     )
 

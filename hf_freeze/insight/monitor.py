@@ -15,7 +15,7 @@ import logging
 import math
 import weakref
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Final
 
 import torch
 from peft import PeftModel
@@ -33,6 +33,8 @@ from hf_freeze.training.norms import Part, local, role_norms
 from hf_freeze.training.watching import WatchingCallback, WatchingMixin
 
 logger = logging.getLogger(__name__)
+
+_NUM_LOSSES: Final = 100  # means of the training loss that a run is divided into, whatever it logs
 
 
 class MonitorCallback(WatchingCallback):
@@ -61,6 +63,8 @@ class MonitorCallback(WatchingCallback):
         self._is_training = False
         self._trainer: Any = None
         self._record = Record()
+        self._loss: torch.Tensor | float = 0.0
+        self._means: list[tuple[int, torch.Tensor | float]] = []
         self._given: set[tuple[str, str]] = set()
         self._start: dict[nn.Parameter, torch.Tensor] = {}
         self._forget()
@@ -93,8 +97,19 @@ class MonitorCallback(WatchingCallback):
         self._is_training = True
         self._trainer = None
         self._record = Record.of(state.log_history)
+        self._loss = 0.0
+        self._means.clear()
         self._given.clear()
         self.advice.clear()
+
+    def on_batch(self, trainer: WatchingMixin, loss: torch.Tensor) -> None:
+        """Adds the loss to the mean that advice rests on; nothing waits for the device.
+
+        Args:
+            trainer: The trainer.
+            loss: Of this process, of shape ().
+        """
+        self._loss = loss + self._loss
 
     def on_gradients(self, trainer: WatchingMixin) -> None:
         """Measures gradients and keeps the weights before the step, on the steps that are measured.
@@ -146,7 +161,11 @@ class MonitorCallback(WatchingCallback):
         self._values |= _ratios(DRIFT, role_norms(self._changes(start)), lengths)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Logs what was measured, on the main process."""
+        """Takes the mean of the losses, and logs what was measured, on the main process."""
+        num_steps = math.ceil(state.max_steps / _NUM_LOSSES)
+        if state.global_step % num_steps == 0:
+            self._means.append((state.global_step, self._loss / num_steps))
+            self._loss = 0.0
         if not self._values:
             return
         values, self._values = self._values, {}
@@ -164,9 +183,9 @@ class MonitorCallback(WatchingCallback):
         logs: Mapping[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Adds to the record what is logged while training."""
+        """Adds to the record what is logged while training, but for the loss, which is logged as the user likes."""
         if self._is_training and logs is not None:
-            self._record.add(logs, step=state.global_step)
+            self._record.add({name: value for name, value in logs.items() if name != "loss"}, step=state.global_step)
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Looks for advice in the record."""
@@ -201,6 +220,9 @@ class MonitorCallback(WatchingCallback):
         """Gives what the record advises and has not been given."""
         if not state.is_world_process_zero:
             return
+        means = ((step, float(mean)) for step, mean in self._means)
+        self._record.losses += [(step, mean) for step, mean in means if math.isfinite(mean)]
+        self._means.clear()
         chance = _loss_of_guessing(model)
         for advice in advise(self._record, step=state.global_step, num_steps=state.max_steps, chance=chance):
             if (advice.kind, advice.subject) not in self._given:

@@ -20,13 +20,21 @@ else:
 
 
 class WatchingCallback(TrainerCallback):
-    """A callback with two events more, which come from the trainers of hf_freeze only."""
+    """A callback with three events more, which come from the trainers of hf_freeze only."""
 
     def on_weights_load(self, trainer: WatchingMixin) -> None:
         """Called where a run is resumed, before the weights of the checkpoint replace those of the model.
 
         Args:
             trainer: The trainer; its model has been made, and wrapped where the checkpoint is sharded.
+        """
+
+    def on_batch(self, trainer: WatchingMixin, loss: torch.Tensor) -> None:
+        """Called once per batch, after its backward pass.
+
+        Args:
+            trainer: The trainer.
+            loss: Of this process, of shape (); those of accumulated batches add up to the loss of the step.
         """
 
     def on_gradients(self, trainer: WatchingMixin) -> None:
@@ -40,7 +48,7 @@ class WatchingCallback(TrainerCallback):
 
 
 class WatchingMixin(_Base):
-    """Tells its callbacks when gradients are ready, and when weights are about to be loaded."""
+    """Tells its callbacks of losses, when gradients are ready, and when weights are about to be loaded."""
 
     # The Trainer declares it as optional: it is None before the Trainer has made it.
     model: Any
@@ -63,6 +71,8 @@ class WatchingMixin(_Base):
             The loss, of shape ().
         """
         loss: torch.Tensor = super().training_step(model, inputs, *positional, **keywords)
+        for callback in self._watching_callbacks():
+            callback.on_batch(self, loss)
         if self.accelerator.sync_gradients:
             for callback in self._watching_callbacks():
                 callback.on_gradients(self)

@@ -48,14 +48,14 @@ def test_a_loss_that_has_hardly_fallen_asks_for_fewer_frozen_blocks() -> None:
     assert stays_high(losses, chance=0.6931) == Advice(
         "stays high",
         "loss",
-        "The training loss stays high: it was 0.6885 over the first quarter of what was logged, and is 0.6825 over the "
-        "last (guessing gives 0.6931). Freeze fewer blocks, or raise training.learning_rate.",
+        "The training loss stays high: it was 0.6885 over the first quarter of the steps so far, and is 0.6825 over "
+        "the last (guessing gives 0.6931). Freeze fewer blocks, or raise training.learning_rate.",
     )
     advice = stays_high([(100, 2.5), (200, 2.5), (300, 2.5), (400, 2.5)], chance=None)
     assert advice is not None
     assert advice.text == (
-        "The training loss stays high: it was 2.5 over the first quarter of what was logged, and is 2.5 over the last. "
-        "Freeze fewer blocks, or raise training.learning_rate."
+        "The training loss stays high: it was 2.5 over the first quarter of the steps so far, and is 2.5 over the "
+        "last. Freeze fewer blocks, or raise training.learning_rate."
     )
 
 
@@ -68,7 +68,7 @@ def test_a_loss_that_has_hardly_fallen_asks_for_fewer_frozen_blocks() -> None:
     ],
 )
 def test_a_loss_that_fell_or_is_low_asks_for_nothing(values: list[float], chance: float) -> None:
-    assert stays_high([(100 * i, value) for i, value in enumerate(values)], chance=chance) is None
+    assert stays_high([(100 * i, value) for i, value in enumerate(values, start=1)], chance=chance) is None
 
 
 def test_a_role_that_hardly_moves_beside_others_is_to_be_frozen() -> None:

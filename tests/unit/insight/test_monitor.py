@@ -220,11 +220,21 @@ class TestAdvice:
         assert re.fullmatch(pattern, moving[0])
         assert [record.getMessage() for record in caplog.records] == [f"Advice: {text}" for text in monitor.advice]
 
-    def test_a_loss_that_stays_is_compared_with_guessing(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("accumulation", [1, 2])
+    def test_the_loss_that_advice_rests_on_is_that_of_the_trainer(self, tmp_path: Path, accumulation: int) -> None:
+        options = {"logging_steps": 3, "max_steps": 300, "gradient_accumulation_steps": accumulation}
+        trainer = trained(tmp_path, 100, options=options)
+        (monitor,) = [each for each in trainer.callback_handler.callbacks if isinstance(each, MonitorCallback)]
+        steps, losses = zip(*monitor._record.losses, strict=True)
+        assert steps == (*range(3, 303, 3),)
+        assert losses == pytest.approx(logged(trainer, "loss"), rel=1e-4)
+
+    @pytest.mark.parametrize("logging_steps", [1, 500])
+    def test_a_loss_that_stays_is_compared_with_guessing(self, tmp_path: Path, logging_steps: int) -> None:
         monitor = MonitorCallback(None)
         trainer = FreezeTrainer(
             tiny_bert(),
-            arguments(tmp_path, max_steps=60, learning_rate=1e-9, weight_decay=0.0),
+            arguments(tmp_path, max_steps=60, learning_rate=1e-9, weight_decay=0.0, logging_steps=logging_steps),
             train_dataset=rows(),
             callbacks=[monitor],
         )
@@ -233,7 +243,10 @@ class TestAdvice:
         assert text.startswith("The training loss stays high: it was 0.")
         assert text.endswith("(guessing gives 0.6931). Freeze fewer blocks, or raise training.learning_rate.")
 
-    def test_evaluation_that_rises_is_seen_and_what_comes_after_training_is_not(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("logging_steps", [1, 500])
+    def test_evaluation_that_rises_is_seen_and_what_comes_after_training_is_not(
+        self, tmp_path: Path, logging_steps: int
+    ) -> None:
         """Random labels: what is learned by heart is wrong for other rows."""
         monitor = MonitorCallback(None)
         trainer = FreezeTrainer(
@@ -247,6 +260,7 @@ class TestAdvice:
                 per_device_eval_batch_size=64,
                 eval_strategy="steps",
                 eval_steps=10,
+                logging_steps=logging_steps,
             ),
             train_dataset=rows(32),
             eval_dataset=rows(96).select(range(32, 96)),
