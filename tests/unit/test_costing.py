@@ -257,6 +257,14 @@ def test_plans_are_shown_side_by_side(config: Path) -> None:
     found = re.search(r"^ *cached step, over full +(\S+) +(\S+)$", result.stdout, re.MULTILINE)
     assert found is not None
     assert float(found[1]) <= float(found[2])
+    costs = [plan_cost(str(path)) for path in (config, deeper)]
+    for name, values in {
+        "run, over the frozen loop": [f"{cost.over_loop.run:.1f}" for cost in costs],
+        "cached run, over the frozen loop": [f"{cost.cached_over_loop.run:.1f}" for cost in costs],
+        "cache build": [f"{cost.cache.build_flops / 1e6:.1f} MFLOP" for cost in costs],
+        "cache build, in steps": [f"{cost.cache.build_steps:,.0f}" for cost in costs],
+    }.items():
+        assert re.search(rf"^ *{name} +{values[0]} +{values[1]}$", result.stdout, re.MULTILINE)
 
 
 def test_what_cannot_be_compared_is_said(config: Path, tmp_path: Path) -> None:
