@@ -33,7 +33,7 @@ def plan_at(plan: FreezePlan, frozen: Collection[str]) -> FreezePlan:
     Raises:
         PlanError: A role does not exist, nothing is left to train, or a quantised weight would train in full.
     """
-    check_roles(plan, frozen)
+    check_roles(plan.treatments, frozen)
     treatments: dict[str, Treatment] = {}
     for role, treatment in plan.treatments.items():
         thawed: Treatment = "full" if treatment == "frozen" else treatment
@@ -79,19 +79,18 @@ def with_trained(plan: FreezePlan, names: Collection[str]) -> FreezePlan:
     return dataclasses.replace(plan, treatments=treatments, decisions=decisions)
 
 
-def check_roles(plan: FreezePlan, roles: Collection[str]) -> None:
+def check_roles(existing: Collection[str], roles: Collection[str]) -> None:
     """Checks that the model has the roles that a schedule names.
 
     Args:
-        plan: What the config says trains.
+        existing: All roles of the model.
         roles: The roles.
 
     Raises:
         PlanError: It has not.
     """
     for role in sorted(map(str, roles)):
-        if role not in plan.treatments:
-            existing = list(plan.treatments)
+        if role not in existing:
             raise PlanError(
                 f"schedule: the model has no such role; got {role!r}. Its roles are {', '.join(existing)}. "
                 f"Return roles from among course.roles.{did_you_mean(role, existing)}"

@@ -7,13 +7,14 @@ from importlib import import_module
 from typing import Any, TypeVar
 
 from hf_freeze.config.problems import dotted, listed
-from hf_freeze.config.schedule import SCHEDULE_OPTIONS, ScheduleConfig, option_problems
-from hf_freeze.errors import ConfigError, did_you_mean
+from hf_freeze.config.schedule import SCHEDULE_OPTIONS, ScheduleConfig, ScheduleOptions, option_problems
+from hf_freeze.errors import ConfigError, FreezeError, PlanError, did_you_mean
 from hf_freeze.schedules.schedule import Course, Schedule
 
 _SCHEDULES: dict[str, type[Schedule]] = {}
 
 ScheduleClass = TypeVar("ScheduleClass", bound=type[Schedule])
+Answer = TypeVar("Answer")
 
 
 def register_schedule(name: str) -> Callable[[ScheduleClass], ScheduleClass]:
@@ -50,13 +51,54 @@ def make_schedule(section: ScheduleConfig, course: Course) -> Schedule:
 
     Raises:
         ConfigError: A schedule of the user cannot be found, or its options cannot be read.
-        PlanError: The schedule does not fit the model or what is frozen in it.
+        PlanError: The schedule does not fit the model or what is frozen in it, or cannot be made.
+    """
+    schedule, options = find_schedule(section)
+    return asked(section.type, "__init__", lambda: schedule(options, course))
+
+
+def find_schedule(section: ScheduleConfig) -> tuple[type[Schedule], Any]:
+    """Returns the class of the schedule that a section asks for, and its options.
+
+    Args:
+        section: The `schedule` section.
+
+    Raises:
+        ConfigError: A schedule of the user cannot be found, or its options cannot be read.
     """
     schedule = _SCHEDULES[section.type] if section.type in _SCHEDULES else _own_schedule(section.type)
-    return schedule(_options(schedule, section.options), course)
+    return schedule, _options(schedule, section.options)
+
+
+def asked(place: str, what: str, ask: Callable[[], Answer]) -> Answer:
+    """Returns what a schedule answers, and tells what it raises in words.
+
+    Args:
+        place: The type of the schedule.
+        what: What is asked, such as the name of a method.
+        ask: Asks it.
+
+    Raises:
+        FreezeError: The schedule refuses, in words of its own.
+        PlanError: It fails.
+    """
+    try:
+        return ask()
+    except FreezeError:
+        raise
+    except Exception as error:
+        raise PlanError(
+            f"schedule: {place} failed in {what}; got {type(error).__name__}: {error}. Correct it there."
+        ) from error
 
 
 def _options(schedule: type[Schedule], given: Mapping[str, Any]) -> Any:
+    declared: object = schedule.Options
+    if not (isinstance(declared, type) and issubclass(declared, ScheduleOptions)):
+        raise ConfigError(
+            f"schedule.type: the Options of {schedule.__name__} are no options of a schedule; got {declared!r}. "
+            "Derive them from hf_freeze.schedules.ScheduleOptions."
+        )
     if found := option_problems(schedule.Options, given):
         raise ConfigError("\n".join(f"{dotted(('schedule', *problem.path))}: {problem.text}" for problem in found))
     return schedule.Options.model_validate(given)
@@ -71,6 +113,11 @@ def _own_schedule(place: str) -> type[Schedule]:
         raise ConfigError(
             f"schedule.type: this module cannot be imported; got {place!r}. Python says: {error}. "
             "Install the package, or put its folder on PYTHONPATH."
+        ) from error
+    except Exception as error:
+        raise ConfigError(
+            f"schedule.type: this module cannot be imported; got {place!r}. Python says: {type(error).__name__}: "
+            f"{error}. Correct the module."
         ) from error
     found = vars(module).get(class_name)
     if isinstance(found, type) and issubclass(found, Schedule):

@@ -107,8 +107,11 @@ class Rotating(Schedule):
         Args:
             moment: How far training is.
         """
-        index = moment.step // self.options.every
-        return Choice(self._frozen(index), f"draw {index} in {self.options.order} order", {"draw": index})
+        index, since = divmod(moment.step, self.options.every)
+        is_drawn = index > 0 and since == 0 and self.options.reset_state
+        frozen = self._frozen(index)
+        renewed = frozenset(self._candidates) - frozen if is_drawn else frozenset()
+        return Choice(frozen, f"draw {index} in {self.options.order} order", {"draw": index}, renewed)
 
     @property
     def _freezes_embeddings(self) -> bool:

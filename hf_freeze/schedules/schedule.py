@@ -96,11 +96,13 @@ class Choice:
         frozen: The roles that are frozen from now on.
         why: The reason, in a few words.
         numbers: The numbers that led to it.
+        renewed: The roles that go on training, but as if they were thawed: with a fresh optimizer state and a warm-up.
     """
 
     frozen: frozenset[str]
     why: str
     numbers: Mapping[str, float] = field(default_factory=dict)
+    renewed: frozenset[str] = frozenset()
 
 
 class Schedule:
@@ -116,7 +118,7 @@ class Schedule:
     """
 
     Options: ClassVar[type[ScheduleOptions]] = ScheduleOptions
-    needs_metrics: ClassVar[bool] = False
+    needs_metrics: bool = False
 
     def __init__(self, options: Any, course: Course) -> None:
         self.options = options
@@ -197,7 +199,7 @@ class Schedule:
         Raises:
             PlanError: The schedule does not fit the length of the run.
         """
-        fresh = type(self)(self.options, self.course)
+        fresh = self._anew()
         fresh.begin(run)
         if fresh.needs or fresh.needs_metrics:
             least, most = fresh.bounds
@@ -209,6 +211,10 @@ class Schedule:
             if choice is not None and choice.frozen != stretches[-1].frozen:
                 stretches = [*(stretches if step else ()), Stretch(step, choice.frozen)]
         return Outline(tuple(stretches), tuple(stretches), is_adaptive=False)
+
+    def _anew(self) -> Schedule:
+        """Returns the schedule in its first state."""
+        return type(self)(self.options, self.course)
 
     def lr_factors(self, moment: Moment) -> Mapping[str, float]:
         """Returns the factor on the learning rate of each role for the next step; 1 for what is not in it.

@@ -3,40 +3,36 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import logging
-import math
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from tqdm.auto import tqdm
 from transformers import TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
 
-from hf_freeze.errors import FreezeError, PlanError, did_you_mean
 from hf_freeze.plan.apply import transition
+from hf_freeze.plan.optimizer import free_state
 from hf_freeze.plan.resolve import FreezePlan
-from hf_freeze.plan.states import check_roles, plan_at
-from hf_freeze.schedules import Choice, Moment, RunLength, Transition
-from hf_freeze.schedules.statistics import DRIFT, GRADIENTS, STATISTICS
+from hf_freeze.plan.states import plan_at
+from hf_freeze.plan.wrappers import named_parameters
+from hf_freeze.schedules import Choice, Moment, RunLength, Schedule, Transition
+from hf_freeze.schedules.statistics import DRIFT, GRADIENTS
 from hf_freeze.schedules.timeline import append_to_timeline, write_timeline
+from hf_freeze.training.asking import Answer, Asking
 from hf_freeze.training.checkpoint import read_schedule, read_schedule_tensors
-from hf_freeze.training.distributed import gathered, rebuild_reducer
+from hf_freeze.training.distributed import rebuild_reducer
 from hf_freeze.training.gathering import Gatherer
-from hf_freeze.training.manifest import newest_complete
 from hf_freeze.training.scheduled import Scheduled
 from hf_freeze.training.watching import WatchingCallback, WatchingMixin
 
 logger = logging.getLogger(__name__)
 
-Answer = TypeVar("Answer")
-
-# What a process brings where its schedule failed; a digest is never below 0.
-_FAILED = -1
 # Names of the tensors of the schedule, and of the sums of gradients, in a checkpoint.
 _OF_SCHEDULE, _OF_GRADIENTS = "schedule/", "gradients/"
 # What evaluation logs of the machine: it differs from run to run, and nothing may be decided from it.
@@ -57,6 +53,7 @@ class Controller(WatchingCallback):
         # The trainer holds its callbacks: a cycle would keep it, and its dataloader workers, until a collection.
         self.trainer = weakref.proxy(trainer)
         self._gatherer = Gatherer(trainer, self.scheduled.course.blocks)
+        self._asking = Asking(trainer, self.scheduled.section.type)
         self._reset()
 
     @property
@@ -70,6 +67,7 @@ class Controller(WatchingCallback):
         self._gatherer.free(frozenset({DRIFT}))
         self.timeline: list[Transition] = []
         self._frozen = self.schedule.start
+        self._needs = self.schedule.needs
         self._thawed_at: dict[str, int] = {}
         self._metrics: dict[str, float] = {}
         self._factors: Mapping[str, float] = {}
@@ -80,10 +78,10 @@ class Controller(WatchingCallback):
         """The schedule and where it stands, as plain data for a checkpoint.
 
         Raises:
-            PlanError: A schedule of the user keeps a state that JSON cannot hold.
+            PlanError: The schedule keeps a state that a checkpoint cannot hold.
         """
         section = self.scheduled.section
-        record = {
+        return {
             "type": section.type,
             "options": section.options,
             "frozen": sorted(self._frozen),
@@ -92,14 +90,14 @@ class Controller(WatchingCallback):
             "state": {name: value for name, value in self.schedule.state_dict().items() if not _is_tensor(value)},
             "timeline": [transition.record() for transition in self.timeline],
         }
-        try:
-            json.dumps(record["state"])
-        except (TypeError, ValueError) as error:
-            raise PlanError(
-                f"schedule: {section.type} keeps a state that a checkpoint cannot hold; got {record['state']!r}. JSON "
-                f"holds text, numbers, booleans, null, lists and mappings. Return these from state_dict. {self._kept()}"
-            ) from error
-        return record
+
+    def check_state(self) -> None:
+        """Checks, before a checkpoint is begun, that it can hold the state; all processes must call this.
+
+        Raises:
+            PlanError: It cannot.
+        """
+        self._asking.check_state(self.schedule)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Returns what a checkpoint holds beside the record; all processes must call this."""
@@ -117,6 +115,13 @@ class Controller(WatchingCallback):
         Raises:
             PlanError: The schedule does not fit the run.
         """
+        self._asking.begin(lambda: self._prepare(num_steps))
+        self._carry_out(self._plan, keeps_state=self.schedule.keeps_optimizer_state)
+        self._gatherer.load(_named(read_schedule_tensors(self.trainer.resumed_folder), _OF_GRADIENTS))
+        self._gatherer.free(self._needs | {DRIFT})
+
+    def _prepare(self, num_steps: int) -> Schedule:
+        """Makes the schedule, and takes it to where training begins or goes on."""
         self._reset()
         args, state = self.trainer.args, self.trainer.state
         evaluates = args.eval_strategy != IntervalStrategy.NO
@@ -124,10 +129,8 @@ class Controller(WatchingCallback):
         record = read_schedule(self.trainer.resumed_folder)
         if record is not None and (record["type"], record["options"]) == self._identity:
             self._take_up(record)
-        self._check_needs()
-        self._carry_out(self._plan)
-        self._gatherer.load(_named(read_schedule_tensors(self.trainer.resumed_folder), _OF_GRADIENTS))
-        self._gatherer.free(self.schedule.needs | {DRIFT})
+        self._needs = self.schedule.needs
+        return self.schedule
 
     @property
     def _identity(self) -> tuple[str, dict[str, Any]]:
@@ -142,27 +145,19 @@ class Controller(WatchingCallback):
         tensors = _named(read_schedule_tensors(self.trainer.resumed_folder), _OF_SCHEDULE)
         self.schedule.load_state_dict({**record["state"], **tensors})
 
-    def _check_needs(self) -> None:
-        for name in sorted(self.schedule.needs - STATISTICS):
-            raise PlanError(
-                f"schedule: {self.scheduled.section.type} needs a statistic that is not gathered; got {name!r}. There "
-                f"are {', '.join(sorted(STATISTICS))}. Return some of these from needs.{did_you_mean(name, STATISTICS)}"
-            )
-
     @property
     def _plan(self) -> FreezePlan:
         return plan_at(self.scheduled.base, self._frozen)
 
-    def _carry_out(self, plan: FreezePlan) -> None:
-        keeps = self.schedule.keeps_optimizer_state
-        transition(self.trainer.model, plan, None if keeps else self.trainer.optimizer)
+    def _carry_out(self, plan: FreezePlan, *, keeps_state: bool) -> None:
+        transition(self.trainer.model, plan, None if keeps_state else self.trainer.optimizer)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Has DDP reduce what trains first: it was wrapped around all that may ever train."""
         rebuild_reducer(self.trainer.model_wrapped)
-        if DRIFT in self.schedule.needs:
+        if DRIFT in self._needs:
             self._gatherer.keep_start(anew=state.global_step == 0)
         if state.is_world_process_zero:
             write_timeline(Path(str(args.output_dir)), self.timeline)
@@ -173,7 +168,7 @@ class Controller(WatchingCallback):
         Args:
             trainer: The trainer.
         """
-        if DRIFT in self.schedule.needs:
+        if DRIFT in self._needs:
             self._gatherer.keep_start(anew=False)
 
     def on_gradients(self, trainer: WatchingMixin) -> None:
@@ -182,7 +177,7 @@ class Controller(WatchingCallback):
         Args:
             trainer: The trainer.
         """
-        if GRADIENTS in self.schedule.needs:
+        if GRADIENTS in self._needs:
             self._gatherer.add_gradients()
 
     def on_train_end(
@@ -199,9 +194,10 @@ class Controller(WatchingCallback):
         metrics: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Keeps what was evaluated for the next decision."""
+        """Keeps what was evaluated for the next decision: that of the first process, as rounding may differ."""
         if self.trainer.is_in_train:
-            for name, value in (metrics or {}).items():
+            (told,) = broadcast_object_list([dict(metrics or {})])
+            for name, value in told.items():
                 if isinstance(value, int | float) and not name.endswith(_OF_THE_MACHINE):
                     self._metrics[name] = float(value)
 
@@ -214,113 +210,39 @@ class Controller(WatchingCallback):
         **kwargs: Any,
     ) -> None:
         """Asks the schedule, and changes the freeze state where it says so."""
-        needs = self.schedule.needs
         moment = Moment(
             state.global_step, state.max_steps, state.epoch or 0.0, state.num_train_epochs, dict(self._metrics)
         )
         self._metrics = {}
-        choice, factors = self._ask(self._with_statistics(moment, train_dataloader))
-        if choice is not None and choice.frozen != self._frozen:
-            self._move(choice, moment, train_dataloader)
-        elif choice is not None and needs:
-            self.trainer.log(_logged(choice.numbers))
-        if needs:
-            self._gatherer.free(self.schedule.needs)
-        self._factors = self._with_warmup(factors, moment)
-
-    def _ask(self, moment: Moment) -> tuple[Choice | None, Mapping[str, float]]:
-        """Returns what the schedule decided, once all processes are known to have decided alike."""
-        choice = self._guarded(lambda: self._checked(self.schedule.decide(moment)), moment)
-        factors = self._guarded(lambda: self._checked_factors(self.schedule.lr_factors(moment)), moment)
-        frozen = self._frozen if choice is None else choice.frozen
-        decided = [*sorted(frozen), *map(str, sorted(factors.items())), str(self.schedule.warmup)]
-        digest = hashlib.blake2b("\n".join(decided).encode(), digest_size=8).digest()
-        self._compare(int.from_bytes(digest, "little") >> 1, frozen, factors, moment)
-        return choice, factors
-
-    def _guarded(self, asked: Callable[[], Answer], moment: Moment) -> Answer:
-        """Returns what the schedule answers, or lets the other processes know that it failed here."""
-        try:
-            return asked()
-        except FreezeError:
-            self._gathered(_FAILED)
-            raise
-        except Exception as error:
-            self._gathered(_FAILED)
-            raise PlanError(
-                f"schedule: {self.scheduled.section.type} failed before step {moment.step + 1}; got "
-                f"{type(error).__name__}: {error}. Correct its decide and lr_factors. {self._kept()}"
-            ) from error
+        needed, moment = self._needs, self._with_statistics(moment, train_dataloader)
+        answer = self._asking.answer(self.schedule, moment, self._frozen)
+        self._needs = answer.needs
+        if answer.choice is not None:
+            self._renew(answer.choice, moment)
+            if answer.choice.frozen != self._frozen:
+                self._move(answer, answer.choice, moment, train_dataloader)
+            elif needed:
+                self.trainer.log(_logged(answer.choice.numbers))
+        if needed:
+            self._gatherer.free(self._needs)
+        self._factors = self._with_warmup(answer, moment)
 
     def _with_statistics(self, moment: Moment, train_dataloader: Any) -> Moment:
-        """Returns the moment with what was gathered, where the schedule calls it due in all processes."""
-        if not self.schedule.needs:
+        """Returns the moment with what was gathered, where the schedule calls it due."""
+        if not self._needs or not self._asking.is_due(self.schedule, moment):
             return moment
-        is_due = self._guarded(lambda: bool(self.schedule.is_due(moment)), moment)
-        tokens = self._gathered(int(is_due))
-        self._check_none_failed(tokens, moment)
-        if len(set(tokens)) > 1:
-            self._refuse(
-                f"calls a moment due that it does not call due in other processes; got {is_due} before step "
-                f"{moment.step + 1} in process {self.trainer.args.process_index}. is_due must follow from what is "
-                "equal everywhere: the moment, and its own state."
-            )
-        if not is_due:
-            return moment
-        return dataclasses.replace(moment, statistics=self._gatherer.read(self.schedule.needs, train_dataloader))
+        return dataclasses.replace(moment, statistics=self._gatherer.read(self._needs, train_dataloader))
 
-    def _check_none_failed(self, tokens: list[int], moment: Moment) -> None:
-        if _FAILED in tokens:
-            self._refuse(
-                f"failed before step {moment.step + 1}; got an error in process {tokens.index(_FAILED)}. That process "
-                "says which."
-            )
+    def _renew(self, choice: Choice, moment: Moment) -> None:
+        """Has what goes on training start as if it were thawed, where the schedule says so."""
+        renewed = choice.renewed - self._frozen
+        if renewed:
+            names = {each.name for each in self.trainer.plan.decisions if each.role in renewed}
+            parameters = (parameter for name, parameter in named_parameters(self.trainer.model) if name in names)
+            free_state(self.trainer.optimizer, parameters)
+            self._thawed_at.update(dict.fromkeys(sorted(renewed), moment.step))
 
-    def _checked(self, choice: object) -> Choice | None:
-        if choice is None:
-            return None
-        if not isinstance(choice, Choice):
-            self._refuse(f"decided for something that is no Choice; got {choice!r}. decide returns a Choice or None.")
-        # A copy: a schedule may go on changing what it returned.
-        numbers = {name: float(value) for name, value in choice.numbers.items()}
-        choice = dataclasses.replace(choice, frozen=frozenset(choice.frozen), numbers=numbers)
-        check_roles(self.scheduled.base, choice.frozen)
-        thawed = sorted(set(self.scheduled.course.roles) - choice.frozen - self.schedule.may_train)
-        if thawed:
-            self._refuse(
-                f"thaws a role that it may not train; got {thawed[0]!r}. The optimizer holds "
-                f"{', '.join(sorted(self.schedule.may_train))}. Return the role from may_train."
-            )
-        return choice
-
-    def _checked_factors(self, factors: Mapping[str, float]) -> Mapping[str, float]:
-        check_roles(self.scheduled.base, factors)
-        for role, factor in factors.items():
-            if not 0 <= factor < math.inf:
-                self._refuse(f"returns a factor on the learning rate of {role} below 0 or not finite; got {factor!r}.")
-        return factors
-
-    def _refuse(self, what: str) -> NoReturn:
-        raise PlanError(f"schedule: {self.scheduled.section.type} {what} {self._kept()}")
-
-    def _gathered(self, token: int) -> list[int]:
-        return gathered(token, self.trainer.accelerator)
-
-    def _compare(self, token: int, frozen: frozenset[str], factors: Mapping[str, float], moment: Moment) -> None:
-        tokens = self._gathered(token)
-        self._check_none_failed(tokens, moment)
-        if len(set(tokens)) > 1:
-            self._refuse(
-                f"decided otherwise in other processes before step {moment.step + 1}; got {sorted(frozen)}, factors "
-                f"{dict(factors)}, warmup {self.schedule.warmup} in process {self.trainer.args.process_index}. A "
-                "schedule must decide from what is equal everywhere: the moment, and its own state."
-            )
-
-    def _kept(self) -> str:
-        newest = newest_complete(Path(str(self.trainer.args.output_dir)))
-        return "There is no checkpoint yet." if newest is None else f"The checkpoint {newest} is complete."
-
-    def _move(self, choice: Choice, moment: Moment, train_dataloader: Any) -> None:
+    def _move(self, answer: Answer, choice: Choice, moment: Moment, train_dataloader: Any) -> None:
         before, plan = self.trainer.plan, plan_at(self.scheduled.base, choice.frozen)
         roles = self.scheduled.course.roles
         froze = tuple(role for role in roles if role in choice.frozen and role not in self._frozen)
@@ -328,7 +250,7 @@ class Controller(WatchingCallback):
         self._frozen = choice.frozen
         self._thawed_at = {role: step for role, step in self._thawed_at.items() if role not in choice.frozen}
         self._thawed_at.update(dict.fromkeys(thawed, moment.step))
-        self._carry_out(plan)
+        self._carry_out(plan, keeps_state=answer.keeps_optimizer_state)
         rebuild_reducer(self.trainer.model_wrapped)
         self.trainer.audit.renew()
         moved = Transition(moment.step, moment.epoch, froze, thawed, plan.depth, choice.why, choice.numbers)
@@ -355,9 +277,9 @@ class Controller(WatchingCallback):
             }
         )
 
-    def _with_warmup(self, factors: Mapping[str, float], moment: Moment) -> dict[str, float]:
+    def _with_warmup(self, answer: Answer, moment: Moment) -> dict[str, float]:
         """Returns the factor of every role whose learning rate is not that of the run in the next step."""
-        warmup = self.schedule.warmup
+        warmup, factors = answer.warmup, answer.factors
         self._thawed_at = {role: step for role, step in self._thawed_at.items() if moment.step - step < warmup}
         rising = {role: (moment.step - step + 1) / warmup for role, step in self._thawed_at.items()}
         both = {role: rising.get(role, 1.0) * factors.get(role, 1.0) for role in (*rising, *factors)}

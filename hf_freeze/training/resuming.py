@@ -83,7 +83,7 @@ class CheckpointMixin(PushingMixin, SchedulingMixin):
     def _check_same_plan(self, folder: Path) -> None:
         """Refuses a checkpoint of another plan; that of the plain Trainer tells no more than what it optimised."""
         if (folder / checkpoint.STATE_FILE).exists():
-            checkpoint.check_plan(self.base_plan, folder, self._schedule_record)
+            checkpoint.check_plan(self.base_plan, folder, self._schedule_asked)
             return
         if self._is_sharded:
             return
@@ -186,6 +186,13 @@ class CheckpointMixin(PushingMixin, SchedulingMixin):
         return None if self._controller is None else self._controller.record
 
     @property
+    def _schedule_asked(self) -> dict[str, Any] | None:
+        """The schedule as the config asks for it; None where nothing is scheduled."""
+        if self.scheduled is None:
+            return None
+        return {"type": self.scheduled.section.type, "options": self.scheduled.section.options}
+
+    @property
     def _is_sharded(self) -> bool:
         """Whether weights are sharded over processes: FSDP and DeepSpeed checkpoints keep upstream's format."""
         return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)
@@ -197,6 +204,8 @@ class CheckpointMixin(PushingMixin, SchedulingMixin):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         run = Path(self._get_output_dir(trial=trial))
         folder = run / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        if self._controller is not None:
+            self._controller.check_state()
         if self.args.should_save:
             self._clear(folder)
         self.accelerator.wait_for_everyone()
@@ -332,7 +341,7 @@ class CheckpointMixin(PushingMixin, SchedulingMixin):
         return finalize(trial, *positional, **keywords)
 
     def _is_same_plan(self, folder: Path) -> bool:
-        return checkpoint.same_plan(folder, self.base_plan, self._schedule_record)
+        return checkpoint.same_plan(folder, self.base_plan, self._schedule_asked)
 
     def _has_its_optimizer(self, folder: Path) -> bool:
         if (folder / checkpoint.STATE_FILE).exists():

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from hf_freeze.config import FreezeConfig, ScheduleConfig, parse_section
 from hf_freeze.plan.places import ROLE_EMBEDDINGS
 from hf_freeze.plan.resolve import FreezePlan
-from hf_freeze.plan.states import block_roles, check_roles, frozen_by, plan_at
-from hf_freeze.schedules import Course, Schedule, make_schedule
+from hf_freeze.plan.states import block_roles, frozen_by, plan_at
+from hf_freeze.schedules import Course
+from hf_freeze.schedules.guarded import Guarded
 
 
 @dataclass(frozen=True)
@@ -30,9 +31,9 @@ class Scheduled:
     union: FreezePlan
     start: FreezePlan
 
-    def new_schedule(self) -> Schedule:
+    def new_schedule(self) -> Guarded:
         """Makes the schedule in its first state."""
-        return make_schedule(self.section, self.course)
+        return Guarded(self.section, self.course)
 
 
 def schedule_plan(
@@ -67,7 +68,6 @@ def schedule_plan(
         seed=seed,
         frozen_by=lambda given, key: frozen_by(plan, given, key=key),
     )
-    schedule = make_schedule(section, course)
-    check_roles(plan, schedule.may_train)
+    schedule = Guarded(section, course)
     union = plan_at(plan, frozenset(course.roles) - schedule.may_train)
     return Scheduled(section, course, plan, union, plan_at(plan, schedule.start))

@@ -17,11 +17,12 @@ from typing import Any
 
 from accelerate.state import AcceleratorState
 from torch.distributed.tensor import DTensor
+from transformers import TrainerCallback
 
 from hf_freeze.errors import FreezeError, PlanError
 from hf_freeze.plan import named_parameters
 from hf_freeze.plan.audit import tensor_digest
-from hf_freeze.schedules import Choice, Moment, Schedule
+from hf_freeze.schedules import Choice, Moment, RunLength, Schedule
 from hf_freeze.training import FreezeTrainer
 from tests.distributed.worker import meet
 from tests.tiny import tiny_bert
@@ -62,6 +63,79 @@ class FailsInOne(Schedule):
         if moment.step == 2 and AcceleratorState().process_index == 1:
             raise ValueError("no")
         return None
+
+
+class FailsElsewhereInOne(Schedule):
+    """Fails in the second process alone, outside what decides."""
+
+    def decide(self, moment: Moment) -> Choice | None:
+        """Changes nothing."""
+        return None
+
+    def fail(self) -> None:
+        """Raises in the second process."""
+        if AcceleratorState().process_index == 1:
+            raise ValueError("no")
+
+
+class FailsBeginInOne(FailsElsewhereInOne):
+    """Fails before training."""
+
+    def begin(self, run: RunLength) -> None:
+        """Raises there."""
+        self.fail()
+
+
+class FailsNeedsInOne(FailsElsewhereInOne):
+    """Fails from the third step on."""
+
+    step = 0
+
+    def decide(self, moment: Moment) -> Choice | None:
+        """Notes the step."""
+        self.step = moment.step
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Raises there."""
+        if self.step >= 2:
+            self.fail()
+        return frozenset()
+
+
+class FailsStateInOne(FailsElsewhereInOne):
+    """Fails when a checkpoint is written."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Raises there."""
+        self.fail()
+        return {}
+
+
+class NeedsInOne(FailsElsewhereInOne):
+    """Needs a statistic in the second process alone."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Differs between the processes."""
+        return frozenset({"gradients"} if AcceleratorState().process_index else ())
+
+
+class FollowsMetric(Schedule):
+    """Freezes the block whose number was evaluated."""
+
+    def decide(self, moment: Moment) -> Choice | None:
+        """Reads the metric."""
+        number = moment.metrics.get("eval_number")
+        return None if number is None else Choice(frozenset({f"blocks[{number:.0f}]"}), "evaluated")
+
+
+class EvaluatesItsNumber(TrainerCallback):
+    """Has every process evaluate something else."""
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
+        """Adds the number of the process to the metrics."""
+        metrics["eval_number"] = args.process_index
 
 
 class DueInOne(Schedule):
@@ -181,6 +255,7 @@ def _trainer(run: ScheduledRun, folder: Path, num_processes: int) -> FreezeTrain
         eval_dataset=dataset.select(range(16)),
         schedule=run.schedule,
         activation_cache={"enabled": run.caches, "dir": str(folder / "cache" / run.name)},
+        callbacks=[EvaluatesItsNumber()],
         **run.keywords,
     )
 

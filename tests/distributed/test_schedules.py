@@ -47,6 +47,13 @@ FAILING = [
     ScheduledRun("scales otherwise", {"type": f"{HERE}:ScalesOtherwise"}),
     ScheduledRun("fails in one", {"type": f"{HERE}:FailsInOne"}),
     ScheduledRun("due in one", {"type": f"{HERE}:DueInOne"}),
+    ScheduledRun("fails to begin in one", {"type": f"{HERE}:FailsBeginInOne"}),
+    ScheduledRun("fails to need in one", {"type": f"{HERE}:FailsNeedsInOne"}),
+    ScheduledRun(
+        "fails to save in one", {"type": f"{HERE}:FailsStateInOne"}, options={"save_strategy": "steps", "save_steps": 2}
+    ),
+    ScheduledRun("needs in one", {"type": f"{HERE}:NeedsInOne"}),
+    ScheduledRun("evaluates otherwise", {"type": f"{HERE}:FollowsMetric"}),
     ScheduledRun("no choice", {"type": "static"}, {"freeze": {"blocks": {"auto": {"by": "budget", "speedup": 1000}}}}),
 ]
 AUTOMATIC = [
@@ -157,8 +164,8 @@ def test_processes_that_disagree_end_with_an_error_in_all(
     for rank, record in enumerate(seen[name]):
         assert record.error == (
             f"schedule: {HERE}:{schedule} decided otherwise in other processes before step 3; got "
-            f"{decided.format(rank=rank)}, warmup 0 in process {rank}. A schedule must decide from what is equal "
-            "everywhere: the moment, and its own state. There is no checkpoint yet."
+            f"{decided.format(rank=rank)}, warmup 0, needs [] in process {rank}. A schedule must decide from what is "
+            "equal everywhere: the moment, and its own state. There is no checkpoint yet."
         )
 
 
@@ -177,7 +184,42 @@ def test_an_error_in_one_process_ends_all(seen: Records) -> None:
         f"schedule: {HERE}:FailsInOne failed before step 3; got an error in process 1. That process says which. There "
         "is no checkpoint yet."
     )
-    assert second.error.startswith(f"schedule: {HERE}:FailsInOne failed before step 3; got ValueError: no.")
+    assert second.error.startswith(f"schedule: {HERE}:FailsInOne failed in decide before step 3; got ValueError: no.")
+
+
+@pytest.mark.parametrize(
+    ("name", "schedule", "when", "where"),
+    [
+        ("fails to begin in one", "FailsBeginInOne", "before training begins", "begin"),
+        ("fails to need in one", "FailsNeedsInOne", "before step 3", "needs"),
+        ("fails to save in one", "FailsStateInOne", "at the checkpoint of step 2", "state_dict"),
+    ],
+)
+def test_an_error_outside_decide_in_one_process_ends_all(
+    seen: Records, name: str, schedule: str, when: str, where: str
+) -> None:
+    first, second = seen[name]
+    assert first.error == (
+        f"schedule: {HERE}:{schedule} failed {when}; got an error in process 1. That process says which. There is no "
+        "checkpoint yet."
+    )
+    told = f"schedule: {HERE}:{schedule} failed in {where}; got ValueError: no. Correct it there."
+    assert second.error.removesuffix(" There is no checkpoint yet.") == told
+
+
+def test_processes_that_start_otherwise_end_with_an_error_in_all(seen: Records) -> None:
+    for rank, record in enumerate(seen["needs in one"]):
+        assert record.error == (
+            f"schedule: {HERE}:NeedsInOne starts otherwise in other processes; got [] frozen and needs "
+            f"{['gradients'] * rank} in process {rank}. A schedule must start from what is equal everywhere: its "
+            "options and its course. There is no checkpoint yet."
+        )
+
+
+def test_all_processes_decide_from_what_the_first_evaluated(seen: Records) -> None:
+    for record in seen["evaluates otherwise"]:
+        assert record.error == ""
+        assert record.timeline == ["step 4: froze blocks[0]; depth 0; evaluated"]
 
 
 def test_all_processes_tell_why_the_first_could_not_choose(seen: Records) -> None:

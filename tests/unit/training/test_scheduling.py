@@ -374,22 +374,22 @@ ROLES = "embeddings, blocks[0], blocks[1], blocks[2], blocks[3], head"
         (
             "Raises",
             (
-                f"schedule: {HERE}:Raises failed before step 6; got ZeroDivisionError: division by zero. Correct its "
-                f"decide and lr_factors. The checkpoint %s is complete."
+                f"schedule: {HERE}:Raises failed in decide before step 6; got ZeroDivisionError: division by zero. "
+                "Correct it there. The checkpoint %s is complete."
             ),
         ),
         (
             "Mutters",
             (
-                f"schedule: {HERE}:Mutters failed before step 6; got ValueError: could not convert string to float: "
-                "'text'. Correct its decide and lr_factors. The checkpoint %s is complete."
+                f"schedule: {HERE}:Mutters failed in decide before step 6; got ValueError: could not convert string "
+                "to float: 'text'. Correct it there. The checkpoint %s is complete."
             ),
         ),
         (
             "Invents",
             (
                 f"schedule: the model has no such role; got 'blocks[9]'. Its roles are {ROLES}. Return roles from "
-                "among course.roles. Did you mean 'blocks[3]'?"
+                "among course.roles. Did you mean 'blocks[3]'? The checkpoint %s is complete."
             ),
         ),
         (
