@@ -285,13 +285,14 @@ def refuse_pickled_weights(folder: Path) -> None:
 def _kept(model: nn.Module, plan: FreezePlan, trained: Collection[str]) -> dict[str, torch.Tensor]:
     """Returns the state of the model that no base model can give back, one entry per tensor.
 
-    These are the parameters that train or have trained, the buffers, and frozen parameters outside the base model: a
-    fresh head that is frozen exists nowhere else.
+    These are the parameters that train or have trained, the buffers, and frozen parameters that the base model lacks: a
+    fresh head or an adapter that is frozen exists nowhere else.
     """
     fresh = {
         decision.name
         for decision in plan.decisions
-        if decision.parameter.outside_base and not decision.parameter.output_embedding
+        if decision.parameter.kind == "adapter"
+        or (decision.parameter.outside_base and not decision.parameter.output_embedding)
     }
     keep_names = {*plan.trainable_names, *trained, *fresh}
     keep = {id(parameter) for name, parameter in named_parameters(model) if name in keep_names}

@@ -14,6 +14,7 @@ import torch
 
 from hf_freeze.errors import PlanError
 from hf_freeze.schedules.timeline import read_timeline
+from hf_freeze.training import FreezeTrainer
 from hf_freeze.training.manifest import newest_complete
 from tests.conftest import REPOSITORY
 from tests.unit.training.runs import assert_same, logged, state
@@ -91,3 +92,19 @@ def test_a_changed_schedule_can_be_allowed(tmp_path: Path) -> None:
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-12"))
     assert [transition.step for transition in resumed.timeline] == [12, 16]
     assert resumed.state.global_step == 24
+
+
+def test_adapters_that_never_train_come_from_the_checkpoint(tmp_path: Path) -> None:
+    """PEFT draws them at random, in another process otherwise."""
+    adapters = [{"peft_type": "LORA", "target_modules": ["query", "value"], "r": 4}]
+    schedule = {"type": "gradual_unfreeze", "floor": 1, "warmup": 2}
+
+    def drawn_with(seed: int) -> FreezeTrainer:
+        torch.manual_seed(seed)
+        return trainer_of(tmp_path, schedule, keywords={"adapters": adapters}, save_strategy="steps", save_steps=8)
+
+    whole = drawn_with(1)
+    whole.train()
+    resumed = drawn_with(2)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-8"))
+    assert_same(state(resumed.model), state(whole.model))
