@@ -14,6 +14,16 @@ from hf_freeze.config.selection import AUTO
 from hf_freeze.config.sizes import spell_size
 from hf_freeze.errors import did_you_mean
 
+# Schedules that train blocks which were frozen at the start, or fewer than were not.
+_MOVING_AWAY: Final = ("gradual_unfreeze", "plateau", "rotating")
+
+
+def _of_phases(by: str) -> str:
+    return (
+        f"chooses what is frozen, which every phase says by itself; got {by!r} beside the schedule 'phases'. Leave one "
+        "of them out."
+    )
+
 
 class AutomaticSelection(Section):
     """What is frozen is chosen before training.
@@ -23,6 +33,14 @@ class AutomaticSelection(Section):
     """
 
     by: ClassVar[str]
+
+    def misfit(self, schedule: str) -> str | None:
+        """Returns what is wrong with a schedule beside the choice, to follow the key; None where they fit together.
+
+        Args:
+            schedule: The type of the schedule.
+        """
+        return None
 
     @property
     def spelling(self) -> dict[str, Any]:
@@ -40,6 +58,15 @@ class SnrSelection(AutomaticSelection):
         0.5, gt=0, le=1, description="Share of the weights of each type of module that trains, above 0 and at most 1."
     )
 
+    def misfit(self, schedule: str) -> str | None:
+        """Returns what is wrong: single weights train in all blocks, which schedules freeze and thaw as a whole."""
+        if schedule == "static":
+            return None
+        return (
+            f"chooses single weights, and schedules move whole blocks; got {self.by!r} beside the schedule "
+            f"{schedule!r}. Leave the schedule out, choose by gradient, or write which blocks are frozen."
+        )
+
 
 class GradientSelection(AutomaticSelection):
     """Blocks train that have the largest gradients for their weights."""
@@ -52,6 +79,10 @@ class GradientSelection(AutomaticSelection):
         le=1,
         description="Share of all relative gradients that the blocks that train have at least, above 0 and at most 1.",
     )
+
+    def misfit(self, schedule: str) -> str | None:
+        """Returns what is wrong: phases say by themselves what is frozen."""
+        return _of_phases(self.by) if schedule == "phases" else None
 
 
 class BudgetSelection(AutomaticSelection):
@@ -73,6 +104,18 @@ class BudgetSelection(AutomaticSelection):
             what = f"needs one target; got {names}. Targets: memory, seconds, speedup. Give exactly one."
             raise ProblemsFound([Problem((), what)])
         return self
+
+    def misfit(self, schedule: str) -> str | None:
+        """Returns what is wrong: where more trains than was chosen, or other blocks, the target is not kept."""
+        if schedule == "phases":
+            return _of_phases(self.by)
+        if schedule not in _MOVING_AWAY:
+            return None
+        return (
+            f"meets its target with what it freezes; got {self.by!r} beside the schedule {schedule!r}, which trains "
+            "other blocks. Leave the schedule out, take one that only freezes more (autofreeze, plasticity, "
+            "progressive), or write which blocks are frozen."
+        )
 
     @property
     def target(self) -> tuple[Literal["speedup", "memory", "seconds"], float]:

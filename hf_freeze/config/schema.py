@@ -242,3 +242,11 @@ class RunConfig(Section):
     allow_changed_plan: bool = Field(
         False, description="Whether a checkpoint that was written under another plan may be resumed."
     )
+
+    @model_validator(mode="after")
+    def _choice_fits_the_schedule(self) -> Self:
+        automatic = None if self.freeze is None else self.freeze.automatic
+        text = None if automatic is None else automatic.misfit(self.schedule.type)
+        if text is not None:
+            raise ProblemsFound([Problem(("freeze", "blocks", "auto"), text)])
+        return self

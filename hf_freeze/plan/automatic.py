@@ -70,16 +70,20 @@ def first_blocks(stacks: Sequence[Stack], count: int) -> Selection | dict[str, S
     return selections
 
 
-def check_automatic(selection: AutomaticSelection, adapters: Sequence[object]) -> None:
-    """Refuses an automatic selection beside adapters.
+def check_automatic(selection: AutomaticSelection, adapters: Sequence[object], schedule: str = "static") -> None:
+    """Refuses an automatic selection beside adapters, or beside a schedule that it does not fit.
 
     Args:
         selection: The selection.
         adapters: The entries of the `adapters` section.
+        schedule: The type of the schedule.
 
     Raises:
-        PlanError: There are adapters.
+        PlanError: There are adapters, or the schedule does not fit.
     """
+    misfit = selection.misfit(schedule)
+    if misfit is not None:
+        raise PlanError(f"freeze.blocks.auto: {misfit}")
     if adapters:
         raise PlanError(
             f"freeze.blocks.auto: chooses what trains in full, which blocks with adapters do not; got "

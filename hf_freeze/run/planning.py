@@ -37,6 +37,7 @@ from hf_freeze.plan.resolve import FreezePlan
 from hf_freeze.plan.table import LayoutTable, PlanTable, layout_table, plan_table
 from hf_freeze.run.choosing import chosen_by_weights, undecided_note
 from hf_freeze.run.settings import Lengths, lengths_of
+from hf_freeze.schedules.registry import find_schedule
 from hf_freeze.tasks import LoadedModel, PreparedData, Task, get_task
 from hf_freeze.training.scheduled import Scheduled, schedule_plan
 
@@ -107,6 +108,8 @@ def prepare(target: str, overrides: Iterable[str] = ()) -> Prepared:
     request, data, training, num_labels = request_for(target, overrides)
     request, notes = _with_choice(request, num_labels=num_labels or 2)
     model, scheduled = _frozen_and_scheduled(request, num_labels=num_labels or 2)
+    if request.freeze is not None:
+        request = request.model_copy(update={"freeze": request.freeze.undecided})
     made = Prepared(request, training, num_labels, model, notes=notes, scheduled=scheduled)
     if data is None:
         return made
@@ -129,12 +132,12 @@ def _with_choice(request: PlanRequest, *, num_labels: int) -> tuple[PlanRequest,
     section = request.freeze
     if section is None or section.automatic is None:
         return request, ()
-    check_automatic(section.automatic, request.adapters)
+    check_automatic(section.automatic, request.adapters, request.schedule.type)
     empty = empty_model(request.model, num_labels=num_labels)
     chosen = chosen_by_weights(empty, request.model, section)
     if chosen is not None:
         return request.model_copy(update={"freeze": chosen.section}), chosen.lines
-    return request.model_copy(update={"freeze": section.undecided}), (undecided_note(section.automatic),)
+    return request, (undecided_note(section.automatic),)
 
 
 def plan(target: str, overrides: Iterable[str] = ()) -> PlanTable:
@@ -301,8 +304,11 @@ def _frozen_and_scheduled(request: PlanRequest, *, num_labels: int) -> tuple[nn.
     model = empty_model(request.model, num_labels=num_labels)
     section = request.freeze
     if section is not None and section.automatic is not None:
-        check_automatic(section.automatic, request.adapters)
-        section = section.undecided
+        check_automatic(section.automatic, request.adapters, request.schedule.type)
+        find_schedule(request.schedule)
+        # What the schedule starts from is not known yet: it is checked when that is chosen.
+        frozen = freeze_model(model, section.undecided, request.adapters, blocks_path=request.model.blocks_path)
+        return frozen, None
     frozen = freeze_model(model, section, request.adapters, blocks_path=request.model.blocks_path)
     scheduled = schedule_plan(plan_of(frozen), request.schedule, section, seed=TrainingArguments.seed)
     if scheduled is not None:

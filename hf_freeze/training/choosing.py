@@ -45,7 +45,7 @@ class ChoosingMixin(CachingMixin, CheckpointMixin):
         """Freezes a model; where blocks are still to be chosen, none of them."""
         section = self._freeze_section
         if section is not None and section.automatic is not None:
-            check_automatic(section.automatic, self._adapter_entries)
+            check_automatic(section.automatic, self._adapter_entries, self._schedule_section.type)
             section = section.undecided if self._chosen is None else self._chosen.section
         frozen = freeze_model(model, section, self._adapter_entries, blocks_path=self._blocks_path)
         if not self._is_undecided:

@@ -41,6 +41,43 @@ def test_what_may_stand_under_auto(options: dict[str, Any], expected: object) ->
 
 
 @pytest.mark.parametrize(
+    ("options", "schedule", "message"),
+    [
+        (
+            {"by": "snr"},
+            {"type": "autofreeze"},
+            (
+                "chooses single weights, and schedules move whole blocks; got 'snr' beside the schedule 'autofreeze'. "
+                "Leave the schedule out, choose by gradient, or write which blocks are frozen."
+            ),
+        ),
+        (
+            {"by": "budget", "speedup": 2},
+            {"type": "plateau"},
+            (
+                "meets its target with what it freezes; got 'budget' beside the schedule 'plateau', which trains other "
+                "blocks. Leave the schedule out, take one that only freezes more (autofreeze, plasticity, "
+                "progressive), or write which blocks are frozen."
+            ),
+        ),
+        (
+            {"by": "gradient"},
+            {"type": "phases", "phases": [{"freeze": {"blocks": "all"}}]},
+            (
+                "chooses what is frozen, which every phase says by itself; got 'gradient' beside the schedule "
+                "'phases'. Leave one of them out."
+            ),
+        ),
+    ],
+)
+def test_what_is_chosen_fits_the_schedule(options: dict[str, Any], schedule: dict[str, Any], message: str) -> None:
+    config = changed({"freeze": automatic(**options), "schedule": schedule})
+    with pytest.raises(ConfigError, match=re.escape(f"freeze.blocks.auto: {message}")):
+        parse_config(config)
+    parse_config(changed({"freeze": automatic(**options), "schedule": {"type": "static"}}))
+
+
+@pytest.mark.parametrize(
     ("blocks", "message"),
     [
         (
