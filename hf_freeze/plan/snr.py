@@ -66,11 +66,17 @@ def choose_by_snr(model: nn.Module, layout: Layout, section: FreezeConfig, selec
         selection: How it asks to choose.
 
     Raises:
-        PlanError: There are no weights to score.
+        PlanError: There are no weights to score, or they are not finite.
     """
     groups: dict[str, dict[str, tuple[str, float]]] = defaultdict(dict)
     for kind, role, path, weight in _linear_weights(model, layout):
-        groups[kind][path] = role, signal_to_noise(_whole(weight))
+        whole = _whole(weight)
+        if not bool(whole.isfinite().all()):
+            raise PlanError(
+                f"freeze.blocks.auto: this weight cannot be scored, as it is not finite; got {path}. snr takes the "
+                "singular values of every linear weight in a block. Load a model whose weights are sound."
+            )
+        groups[kind][path] = role, signal_to_noise(whole)
     if not groups:
         raise PlanError(
             f"freeze.blocks.auto: {layout.model_class} has no weights to score; got {selection.by!r}. It scores the "

@@ -7,7 +7,7 @@ memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -53,7 +53,8 @@ def smallest_depth(num_blocks: int, read: Callable[[int], Reading]) -> int | Non
     """
     low, high = 0, num_blocks - 1
     if not read(high).meets:
-        return None
+        # Where steps are so short that freezing costs more than it saves, what is frozen least is fastest.
+        return 0 if read(0).meets else None
     while low < high:
         middle = (low + high) // 2
         if read(middle).meets:
@@ -92,7 +93,7 @@ def choose_by_budget(trainer: Any, section: FreezeConfig, selection: BudgetSelec
 
         depth = smallest_depth(len(roles), read)
     if depth is None:
-        raise _infeasible(selection, readings[len(roles) - 1], len(roles))
+        raise _infeasible(selection, readings, len(roles))
     made = section.model_copy(update={"blocks": first_blocks(layout.stacks, depth)})
     why = (
         f"freeze.blocks.auto: the first {depth} of {len(roles)} blocks are frozen, the fewest that meet "
@@ -110,16 +111,18 @@ def _spelled(selection: BudgetSelection, value: float) -> str:
     name, _ = selection.target
     if name == "memory":
         return spell_size(round(value))
-    return f"{value:.2f} times as fast as full fine-tuning" if name == "speedup" else f"{value:.0f} seconds"
+    return f"{value:.2f} times as fast as full fine-tuning" if name == "speedup" else f"{value:.3g} seconds"
 
 
-def _infeasible(selection: BudgetSelection, best: Reading, num_blocks: int) -> PlanError:
+def _infeasible(selection: BudgetSelection, readings: Mapping[int, Reading], num_blocks: int) -> PlanError:
     name, value = selection.target
+    best = max if name == "speedup" else min
+    depth = best(readings, key=lambda tried: readings[tried].value)
     got = spell_size(int(value)) if name == "memory" else f"{value:g}"
     return PlanError(
-        f"freeze.blocks.auto.{name}: no number of frozen blocks meets it; got {got}. With {num_blocks - 1} of "
-        f"{num_blocks} blocks frozen it is {_spelled(selection, best.value)}. Ask for that, or train the head alone "
-        "(freeze.blocks: all)."
+        f"freeze.blocks.auto.{name}: no number of frozen blocks meets it; got {got}. At best, with {depth} of "
+        f"{num_blocks} blocks frozen, it is {_spelled(selection, readings[depth].value)}. Ask for that, or train the "
+        "head alone (freeze.blocks: all)."
     )
 
 

@@ -7,6 +7,7 @@ so that what is frozen can be cached, and the head is warmed up first: gradients
 from __future__ import annotations
 
 import itertools
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
@@ -16,6 +17,7 @@ from transformers import Trainer
 
 from hf_freeze.config import FreezeConfig
 from hf_freeze.config.automatic import GradientSelection
+from hf_freeze.errors import PlanError
 from hf_freeze.plan.apply import apply_plan, plan_of
 from hf_freeze.plan.automatic import Chosen, first_blocks
 from hf_freeze.plan.places import ROLE_HEAD
@@ -58,7 +60,7 @@ def choose_by_gradient(trainer: Any, section: FreezeConfig, selection: GradientS
         selection: How it asks to choose.
 
     Raises:
-        PlanError: There are no training rows.
+        PlanError: There are no training rows, or gradients are not finite.
     """
     plan = plan_of(trainer.model)
     roles = block_roles(plan.layout)
@@ -66,6 +68,13 @@ def choose_by_gradient(trainer: Any, section: FreezeConfig, selection: GradientS
     with rehearsal(trainer.model, plan):
         _warm_head(trainer, batches)
         scores = _relative_gradients(trainer, itertools.islice(batches, NUM_BATCHES), roles)
+    if not all(map(math.isfinite, scores.values())):
+        told = ", ".join(f"{role} {score:.3g}" for role, score in scores.items())
+        raise PlanError(
+            f"freeze.blocks.auto: nothing can be chosen by gradients that are not finite; got {told}. The weights, the "
+            "loss or training.learning_rate, with which the head was warmed up, are at fault. Correct them, or say "
+            "which blocks are frozen."
+        )
     count = num_frozen(list(scores.values()), selection.train_top)
     made = section.model_copy(update={"blocks": first_blocks(plan.layout.stacks, count)})
     why = (

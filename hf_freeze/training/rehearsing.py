@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -55,7 +54,7 @@ def training_batches(trainer: Any, *, by: str) -> Iterator[Mapping[str, Any]]:
         by: The name of the automatic selection, for messages.
 
     Raises:
-        PlanError: There are no training rows.
+        PlanError: There are no training rows, or too few for a batch.
     """
     if trainer.train_dataset is None:
         raise PlanError(
@@ -63,4 +62,14 @@ def training_batches(trainer: Any, *, by: str) -> Iterator[Mapping[str, Any]]:
             "Pass them to the trainer, or say which blocks are frozen."
         )
     loader = trainer.get_train_dataloader()
-    return itertools.chain.from_iterable(iter(loader) for _ in itertools.count())
+    while True:
+        batch = None
+        for batch in loader:
+            yield batch
+        if batch is None:
+            raise PlanError(
+                f"freeze.blocks.auto: choosing by {by} takes batches of training rows; got none of "
+                f"{trainer.args.per_device_train_batch_size} rows. dataloader_drop_last is "
+                f"{trainer.args.dataloader_drop_last}. Take more rows or smaller batches, or say which blocks are "
+                "frozen."
+            )

@@ -58,11 +58,21 @@ def test_a_model_that_is_made_anew_gets_the_plan_that_was_chosen(tmp_path: Path)
 
 def test_a_schedule_starts_from_what_was_chosen(tmp_path: Path) -> None:
     made = FreezeTrainer(
-        tiny_bert(), arguments(tmp_path, max_steps=8), train_dataset=rows(), freeze=SNR,
+        tiny_bert(), arguments(tmp_path, max_steps=8), train_dataset=rows(), freeze=gradient(train_top=0.3),
         schedule={"type": "gradual_unfreeze"},
     )  # fmt: skip
     assert made.plan.chosen is not None
-    assert set(made.plan.trainable_names) >= set(made.plan.chosen.section.always_train)
+    assert made.plan.depth == made.plan.chosen.section.blocks.value > 1
+
+
+@pytest.mark.parametrize("kind", ["gradual_unfreeze", "autofreeze", "tests.unit.schedules.own:Alternating"])
+def test_single_weights_are_not_chosen_beside_a_schedule(tmp_path: Path, kind: str) -> None:
+    message = (
+        f"freeze.blocks.auto: chooses single weights, and schedules move whole blocks; got 'snr' beside the schedule "
+        f"{kind!r}. Leave the schedule out, choose by gradient, or write which blocks are frozen."
+    )
+    with pytest.raises(PlanError, match=f"^{re.escape(message)}$"):
+        FreezeTrainer(tiny_bert(), arguments(tmp_path), train_dataset=rows(), freeze=SNR, schedule={"type": kind})
 
 
 @pytest.mark.parametrize("asked_in", ["arguments", "train"])
@@ -155,6 +165,8 @@ def test_bisection_finds_the_smallest_depth() -> None:
             readings = [Reading(float(depth), depth >= first) for depth in range(num_blocks)]
             assert smallest_depth(num_blocks, readings.__getitem__) == first
     assert smallest_depth(6, lambda depth: Reading(0.0, meets=False)) is None
+    # Freezing may cost more than it saves.
+    assert smallest_depth(6, lambda depth: Reading(0.0, meets=depth == 0)) == 0
 
 
 def test_memory_that_everything_fits_in_freezes_nothing(tmp_path: Path) -> None:
@@ -168,18 +180,77 @@ def test_memory_that_everything_fits_in_freezes_nothing(tmp_path: Path) -> None:
     [
         ("speedup", 1000, "1000", r"\d+\.\d\d times as fast as full fine-tuning"),
         ("memory", "1 MB", "1.0 MB", r"[\d.]+ .B"),
-        ("seconds", 1e-6, "1e-06", r"\d+ seconds"),
+        ("seconds", 1e-6, "1e-06", r"0\.\d+ seconds"),
     ],
 )
 def test_a_target_that_nothing_meets_is_refused_with_the_best(
     tmp_path: Path, name: str, target: Any, shown: str, best: str
 ) -> None:
     message = (
-        rf"freeze\.blocks\.auto\.{name}: no number of frozen blocks meets it; got {re.escape(shown)}\. With 3 of 4 "
-        rf"blocks frozen it is {best}\. Ask for that, or train the head alone \(freeze\.blocks: all\)\."
+        rf"freeze\.blocks\.auto\.{name}: no number of frozen blocks meets it; got {re.escape(shown)}\. At best, "
+        rf"with [03] of 4 blocks frozen, it is {best}\. Ask for that, or train the head alone \(freeze\.blocks: all\)\."
     )
     with pytest.raises(PlanError, match=f"^{message}$"):
         trainer(tmp_path, budget(**{name: target}))
+
+
+def test_what_is_reached_at_best_may_be_reached_without_freezing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = iter((0.95, 1.0))
+    monkeypatch.setattr("hf_freeze.training.budget_choice._Bench.reading", lambda *_: Reading(next(found), meets=False))
+    message = (
+        "freeze.blocks.auto.speedup: no number of frozen blocks meets it; got 1000. At best, with 0 of 4 blocks "
+        "frozen, it is 1.00 times as fast as full fine-tuning. Ask for that, or train the head alone (freeze.blocks: "
+        "all)."
+    )
+    with pytest.raises(PlanError, match=f"^{re.escape(message)}$"):
+        trainer(tmp_path, budget(speedup=1000))
+
+
+@pytest.mark.parametrize("section", [gradient(), budget(speedup=2)], ids=["gradient", "budget"])
+def test_rows_that_fill_no_batch_are_said(tmp_path: Path, section: dict[str, Any]) -> None:
+    by = section["blocks"]["auto"].get("by")
+    message = (
+        f"freeze.blocks.auto: choosing by {by} takes batches of training rows; got none of 65 rows. "
+        "dataloader_drop_last is True. Take more rows or smaller batches, or say which blocks are frozen."
+    )
+    with pytest.raises(PlanError, match=f"^{re.escape(message)}$"):
+        trainer(tmp_path, section, per_device_train_batch_size=65, dataloader_drop_last=True)
+
+
+@pytest.mark.parametrize(
+    ("section", "weight", "message"),
+    [
+        (
+            SNR,
+            "bert.encoder.layer.1.output.dense.weight",
+            (
+                r"freeze\.blocks\.auto: this weight cannot be scored, as it is not finite; got bert\.encoder\.layer\.1"
+                r"\.output\.dense\. snr takes the singular values of every linear weight in a block\. Load a model "
+                r"whose weights are sound\."
+            ),
+        ),
+        (
+            gradient(),
+            "classifier.weight",
+            (
+                r"freeze\.blocks\.auto: nothing can be chosen by gradients that are not finite; got blocks\[0\] nan, .*"
+                r"blocks\[3\] nan\. The weights, the loss or training\.learning_rate, with which the head was warmed "
+                r"up, are at fault\. Correct them, or say which blocks are frozen\."
+            ),
+        ),
+    ],
+    ids=["snr", "gradient"],
+)
+def test_nothing_is_chosen_by_what_is_not_finite(
+    tmp_path: Path, section: dict[str, Any], weight: str, message: str
+) -> None:
+    model = tiny_bert()
+    with torch.no_grad():
+        model.get_parameter(weight).fill_(float("nan"))
+    with pytest.raises(PlanError, match=f"^{message}$"):
+        trainer(tmp_path, section, model=model)
 
 
 def test_choosing_by_rows_needs_rows(tmp_path: Path) -> None:
