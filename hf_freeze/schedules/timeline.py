@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -42,17 +43,20 @@ class Transition:
         return f"step {self.step}: {'; '.join(parts)}; depth {self.depth}; {self.why}"
 
     def record(self) -> dict[str, Any]:
-        """Returns the transition as plain data."""
-        return {**asdict(self), "froze": list(self.froze), "thawed": list(self.thawed), "numbers": dict(self.numbers)}
+        """Returns the transition as plain data; a number that is not finite, which JSON lacks, is None."""
+        numbers = {name: number if math.isfinite(number) else None for name, number in self.numbers.items()}
+        return {**asdict(self), "froze": list(self.froze), "thawed": list(self.thawed), "numbers": numbers}
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Transition:
-        """Returns the transition that `record` gave.
+        """Returns the transition that `record` gave; a number that was not finite is NaN.
 
         Args:
             record: What it gave.
         """
-        return cls(**{**record, "froze": tuple(record["froze"]), "thawed": tuple(record["thawed"])})
+        numbers = {name: math.nan if number is None else number for name, number in record["numbers"].items()}
+        roles = {name: tuple(record[name]) for name in ("froze", "thawed")}
+        return cls(**{**record, **roles, "numbers": numbers})
 
 
 def write_timeline(folder: Path, transitions: Iterable[Transition]) -> None:
