@@ -14,6 +14,7 @@ from transformers.training_args import OptimizerNames
 from hf_freeze.activation_cache.rows import expected_maximum, token_lengths
 from hf_freeze.plan.timing import RunLength
 from hf_freeze.schedules import RunLength as ScheduledLength
+from hf_freeze.schedules.run_length import count_evaluations
 from hf_freeze.tasks import PreparedData
 
 # Steps of a run whose rows are not known.
@@ -123,12 +124,20 @@ class Settings:
         num_steps, num_epochs = int(self._values["max_steps"]), float(self._values["num_train_epochs"])
         evaluates = lengths is None or self._eval_strategy != "no"
         if lengths is None:
-            return ScheduledLength(num_steps if num_steps > 0 else ASSUMED_STEPS, num_epochs, evaluates)
+            num_steps = num_steps if num_steps > 0 else ASSUMED_STEPS
+            return ScheduledLength(num_steps, num_steps / num_epochs, evaluates)
         batches = math.ceil(len(lengths.train) / (self.batch_size * num_processes))
         steps_an_epoch = math.ceil(batches / self.accumulation)
-        if num_steps > 0:
-            return ScheduledLength(num_steps, num_steps / steps_an_epoch, evaluates)
-        return ScheduledLength(math.ceil(steps_an_epoch * num_epochs), num_epochs, evaluates)
+        num_steps = num_steps if num_steps > 0 else math.ceil(steps_an_epoch * num_epochs)
+        num_evaluations = count_evaluations(
+            num_steps,
+            steps_an_epoch,
+            strategy=self._eval_strategy,
+            every=float(self._values["eval_steps"] or self._values["logging_steps"]),
+            delay=float(self._values["eval_delay"] or 0),
+            at_start=bool(self._values["eval_on_start"]),
+        )
+        return ScheduledLength(num_steps, steps_an_epoch, evaluates, num_evaluations)
 
     def _num_evaluations(self, num_steps: int, steps_an_epoch: int) -> int:
         strategy = self._eval_strategy

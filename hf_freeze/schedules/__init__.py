@@ -13,7 +13,8 @@ from hf_freeze.schedules import (
 )
 from hf_freeze.schedules.outline import Outline, Stretch
 from hf_freeze.schedules.registry import make_schedule, register_schedule, schedule_names
-from hf_freeze.schedules.schedule import Choice, Course, Moment, RunLength, Schedule
+from hf_freeze.schedules.run_length import RunLength
+from hf_freeze.schedules.schedule import Choice, Course, Moment, Schedule
 from hf_freeze.schedules.statistics import Statistics
 from hf_freeze.schedules.timeline import Transition
 

@@ -15,7 +15,8 @@ from hf_freeze.config.schedule import AutofreezeOptions
 from hf_freeze.errors import PlanError
 from hf_freeze.schedules.freezing import FreezingSchedule
 from hf_freeze.schedules.registry import register_schedule
-from hf_freeze.schedules.schedule import Choice, Course, Moment, RunLength
+from hf_freeze.schedules.run_length import RunLength
+from hf_freeze.schedules.schedule import Choice, Course, Moment
 from hf_freeze.schedules.statistics import GRADIENTS
 
 
@@ -37,7 +38,7 @@ def num_settled(changes: Sequence[float], percentile: float) -> tuple[int, float
     (2, 0.25)
 
     Args:
-        changes: The relative change of every block that trains, from the input on.
+        changes: The relative change of every block that trains, from the input on; all finite.
         percentile: From 0 to 100, interpolated linearly.
     """
     limit = float(np.percentile(changes, percentile))
@@ -117,6 +118,8 @@ class Autofreeze(FreezingSchedule):
         if not before or moment.progress < self.options.min_progress - 1e-9:
             return None
         changes = {block: relative_change(before[block], norm) for block, norm in norms.items() if block in before}
+        if not all(map(math.isfinite, changes.values())):
+            return None
         return self._choice(self._as_control(changes, self._num_intervals))
 
     def _choice(self, changes: Mapping[str, float]) -> Choice:

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from hf_freeze.errors import PlanError
-from hf_freeze.schedules.schedule import EMBEDDINGS, Choice, Course, RunLength, Schedule
+from hf_freeze.schedules.run_length import RunLength
+from hf_freeze.schedules.schedule import EMBEDDINGS, Choice, Course, Schedule
 
 
 class FreezingSchedule(Schedule):

@@ -10,7 +10,8 @@ import math
 from hf_freeze.config.schedule import GradualUnfreezeOptions
 from hf_freeze.errors import PlanError
 from hf_freeze.schedules.registry import register_schedule
-from hf_freeze.schedules.schedule import Choice, Moment, RunLength
+from hf_freeze.schedules.run_length import RunLength
+from hf_freeze.schedules.schedule import Choice, Moment
 from hf_freeze.schedules.thawing import ThawingSchedule
 
 
@@ -23,14 +24,19 @@ class GradualUnfreeze(ThawingSchedule):
     options: GradualUnfreezeOptions
 
     def begin(self, run: RunLength) -> None:
-        """Checks that there is a second epoch: before it, nothing is thawed.
+        """Checks that there is a second epoch, as far as epochs are known: before it, nothing is thawed.
 
         Args:
             run: How long training will be.
 
         Raises:
-            PlanError: There is none.
+            PlanError: There is none, or how long one is is not known.
         """
+        if run.steps_per_epoch is None:
+            raise PlanError(
+                "schedule: gradual_unfreeze counts epochs, and how long one is is not known; got training rows without "
+                "a length. Take rows that have one, or schedule.type phases with steps or shares of the run."
+            )
         if run.num_epochs <= 1:
             raise PlanError(
                 f"schedule: gradual_unfreeze would thaw nothing in this run; got {run.num_epochs:g} epochs. It thaws "

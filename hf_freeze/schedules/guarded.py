@@ -15,7 +15,8 @@ from hf_freeze.errors import PlanError, did_you_mean
 from hf_freeze.plan.states import check_roles
 from hf_freeze.schedules.outline import Outline
 from hf_freeze.schedules.registry import Answer, asked, make_schedule
-from hf_freeze.schedules.schedule import Choice, Course, Moment, RunLength, Schedule
+from hf_freeze.schedules.run_length import RunLength
+from hf_freeze.schedules.schedule import Choice, Course, Moment, Schedule
 from hf_freeze.schedules.statistics import STATISTICS
 
 

@@ -2,42 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 
 from hf_freeze.config.schedule import PhasesOptions, Until
 from hf_freeze.errors import PlanError
 from hf_freeze.schedules.registry import register_schedule
-from hf_freeze.schedules.schedule import Choice, Course, Moment, RunLength, Schedule
+from hf_freeze.schedules.run_length import RunLength
+from hf_freeze.schedules.schedule import Choice, Course, Moment, Schedule
 
 
-def misplaced_phase(ends: Sequence[float]) -> int | None:
-    """Returns the number of the first phase that ends out of order or outside the run, or None.
+def end_of(until: Until | None, run: RunLength) -> int:
+    """Returns the step before which a phase is over.
 
-    >>> misplaced_phase([0.3, 0.5, 1.0])
-    >>> misplaced_phase([0.5, 0.3, 1.0])
-    1
-
-    Args:
-        ends: The end of every phase as a share of the run; that of the last one is 1.
-    """
-    before = 0.0
-    for index, end in enumerate(ends):
-        is_last = index == len(ends) - 1
-        if end <= before or (abs(end - 1) > 1e-9 if is_last else end > 1 - 1e-9):
-            return index
-        before = end
-    return None
-
-
-def is_over(until: Until, moment: Moment) -> bool:
-    """Returns whether a phase has ended.
+    >>> end_of(Until("epoch", 1.5), RunLength(num_steps=12, steps_per_epoch=5, evaluates=False))
+    8
 
     Args:
-        until: Its end.
-        moment: How far training is.
+        until: Its end; None for that of the run.
+        run: How long training will be; the length of an epoch is known where the end counts epochs.
     """
-    reached = {"share": moment.progress, "step": moment.step, "epoch": moment.epoch}[until.unit]
-    return reached >= until.value - 1e-9
+    if until is None:
+        return run.num_steps
+    unit = {"share": run.num_steps, "step": 1, "epoch": run.steps_per_epoch or 0}[until.unit]
+    # A margin for rounding: 0.07 * 100 is a little more than 7.
+    return math.ceil(until.value * unit - 1e-9)
 
 
 @register_schedule("phases")
@@ -59,6 +47,7 @@ class Phases(Schedule):
             course.frozen_by(phase.freeze, f"schedule.phases.{index}.freeze")
             for index, phase in enumerate(options.phases)
         )
+        self._ends: tuple[int, ...] = ()
 
     @property
     def start(self) -> frozenset[str]:
@@ -78,26 +67,32 @@ class Phases(Schedule):
     def begin(self, run: RunLength) -> None:
         """Checks that the phases follow one another inside the run, and that the last one lasts until its end.
 
+        Every phase has a step at least.
+
         Args:
             run: How long training will be.
 
         Raises:
-            PlanError: They do not.
+            PlanError: They do not, or count epochs whose length is not known.
         """
-        length = {"share": 1.0, "step": float(run.num_steps), "epoch": float(run.num_epochs)}
         untils = [phase.until for phase in self.options.phases]
-        ends = [1.0 if until is None else until.value / length[until.unit] for until in untils]
-        wrong = misplaced_phase(ends)
-        if wrong is not None:
-            until = untils[wrong]
-            is_last = wrong == len(untils) - 1
-            raise PlanError(
-                f"schedule.phases.{wrong}.until: this phase ends {'elsewhere than' if is_last else 'outside'} "
-                f"{'the run' if is_last else 'the run or before the one ahead of it'}; got "
-                f"{until.spelling if until is not None else None!r}. The run has {run.num_steps} steps and "
-                f"{run.num_epochs:g} epochs. Phases follow one another inside the run, and the last one, which may "
-                "leave until out, lasts until its end."
-            )
+        for index, until in enumerate(untils):
+            if until is not None and until.unit == "epoch" and run.steps_per_epoch is None:
+                raise PlanError(
+                    f"schedule.phases.{index}.until: counts epochs, and how long one is is not known; got "
+                    f"{until.spelling}. The training rows have no length. Write a share of the run, or {{step: n}}."
+                )
+        self._ends = tuple(end_of(until, run) for until in untils)
+        starts = (0, *self._ends)
+        for index, (until, start, end) in enumerate(zip(untils, starts, self._ends, strict=False)):
+            is_last = index == len(untils) - 1
+            if end <= start or (end != run.num_steps if is_last else end >= run.num_steps):
+                raise PlanError(
+                    f"schedule.phases.{index}.until: {_misplaced(is_last, start, end, run)}; got "
+                    f"{None if until is None else until.spelling}. The run has {run.num_steps} steps and "
+                    f"{run.num_epochs:g} epochs. Phases follow one another inside the run, each with a step at least, "
+                    "and the last one, which may leave until out, lasts until its end."
+                )
 
     def decide(self, moment: Moment) -> Choice | None:
         """Returns what the phase at this moment freezes.
@@ -105,7 +100,14 @@ class Phases(Schedule):
         Args:
             moment: How far training is.
         """
-        index = sum(phase.until is not None and is_over(phase.until, moment) for phase in self.options.phases)
-        index = min(index, len(self._frozen) - 1)
+        index = sum(end <= moment.step for end in self._ends[:-1])
         numbers = {"phase": index, "progress": moment.progress, "epoch": moment.epoch}
         return Choice(self._frozen[index], f"phase {index} begins", numbers)
+
+
+def _misplaced(is_last: bool, start: int, end: int, run: RunLength) -> str:
+    if end == start:
+        return f"this phase would have no step, as it begins and ends before step {start + 1}"
+    if end < start:
+        return f"this phase ends before step {end + 1}, ahead of the one before it, which ends before step {start + 1}"
+    return "this phase ends elsewhere than the run" if is_last else "this phase ends outside the run"

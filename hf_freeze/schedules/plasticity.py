@@ -19,7 +19,8 @@ from hf_freeze.config.schedule import PlasticityOptions
 from hf_freeze.errors import PlanError
 from hf_freeze.schedules.freezing import FreezingSchedule
 from hf_freeze.schedules.registry import register_schedule
-from hf_freeze.schedules.schedule import Choice, Course, Moment, RunLength
+from hf_freeze.schedules.run_length import RunLength
+from hf_freeze.schedules.schedule import Choice, Course, Moment
 from hf_freeze.schedules.statistics import PROBE
 
 NUM_PROBES = 40

@@ -12,7 +12,8 @@ from typing import Any
 from hf_freeze.config.schedule import PlateauOptions
 from hf_freeze.errors import PlanError, did_you_mean
 from hf_freeze.schedules.registry import register_schedule
-from hf_freeze.schedules.schedule import Choice, Course, Moment, RunLength
+from hf_freeze.schedules.run_length import RunLength
+from hf_freeze.schedules.schedule import Choice, Course, Moment
 from hf_freeze.schedules.thawing import ThawingSchedule
 
 
@@ -38,7 +39,7 @@ class Plateau(ThawingSchedule):
         return not self.options.metric.endswith("loss") if given is None else given
 
     def begin(self, run: RunLength) -> None:
-        """Checks that rows are evaluated while training.
+        """Checks that rows are evaluated often enough while training.
 
         Args:
             run: How long training will be.
@@ -50,6 +51,13 @@ class Plateau(ThawingSchedule):
             raise PlanError(
                 f"schedule.metric: nothing is evaluated while training; got {self.options.metric!r}. "
                 "training.eval_strategy is 'no'. Set it to 'epoch' or 'steps', and give rows to evaluate."
+            )
+        patience = self.options.patience
+        if run.num_evaluations is not None and run.num_evaluations <= patience:
+            raise PlanError(
+                f"schedule.patience: plateau would thaw nothing in this run; got {patience}. {run.num_evaluations} "
+                f"evaluations come before the last of {run.num_steps} steps, the first of which is only compared with. "
+                "Evaluate more often, wait for fewer evaluations, or train longer."
             )
 
     def decide(self, moment: Moment) -> Choice | None:

@@ -13,7 +13,8 @@ from typing import Final
 from hf_freeze.config.schedule import ProgressiveOptions
 from hf_freeze.errors import PlanError
 from hf_freeze.schedules.registry import register_schedule
-from hf_freeze.schedules.schedule import EMBEDDINGS, Choice, Moment, RunLength, Schedule
+from hf_freeze.schedules.run_length import RunLength
+from hf_freeze.schedules.schedule import EMBEDDINGS, Choice, Moment, Schedule
 
 _T0: Final = {"linear": 0.1, "cubic": 0.8}
 _A: Final = 1 / 3
@@ -102,13 +103,19 @@ class Progressive(Schedule):
             run: How long training will be.
 
         Raises:
-            PlanError: The ceiling is above the number of blocks, or nothing would ever freeze.
+            PlanError: The ceiling is above the number of blocks, or nothing would ever freeze, or epochs count whose
+                length is not known.
         """
         num_blocks = len(self.course.blocks)
         if self.ceiling > num_blocks:
             raise PlanError(
                 f"schedule.ceiling: is above the number of blocks; got {self.ceiling}. The model has {num_blocks}. "
                 f"Write a number from 1 to {num_blocks}."
+            )
+        if self.options.curve == "exponential" and run.steps_per_epoch is None:
+            raise PlanError(
+                "schedule.curve: exponential counts epochs, and how long one is is not known; got training rows "
+                "without a length. Take rows that have one, or another curve."
             )
         last = Moment(run.num_steps - 1, run.num_steps, math.ceil(run.num_epochs) - 1, run.num_epochs)
         if self._frozen(self._depth(last)) == self.course.frozen:

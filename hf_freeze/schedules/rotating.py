@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from hf_freeze.config.schedule import RotatingOptions
 from hf_freeze.errors import PlanError
 from hf_freeze.schedules.registry import register_schedule
-from hf_freeze.schedules.schedule import EMBEDDINGS, Choice, Course, Moment, RunLength, Schedule
+from hf_freeze.schedules.run_length import RunLength
+from hf_freeze.schedules.schedule import EMBEDDINGS, Choice, Course, Moment, Schedule
 
 
 def drawn(blocks: Sequence[str], index: int, *, count: int, order: str, seed: int) -> frozenset[str]:

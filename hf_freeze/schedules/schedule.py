@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 from hf_freeze.config.freeze import FreezeConfig
 from hf_freeze.config.schedule import ScheduleOptions
 from hf_freeze.schedules.outline import Outline, Stretch
+from hf_freeze.schedules.run_length import RunLength
 from hf_freeze.schedules.statistics import Statistics
 
 EMBEDDINGS, HEAD = "embeddings", "head"
@@ -45,21 +46,6 @@ class Course:
     def trained(self) -> frozenset[str]:
         """The roles that train where nothing is scheduled."""
         return frozenset(self.roles) - self.frozen
-
-
-@dataclass(frozen=True)
-class RunLength:
-    """How long a run is.
-
-    Attributes:
-        num_steps: Optimizer steps in all.
-        num_epochs: Epochs in all; the last one may be cut short.
-        evaluates: Whether rows are evaluated while training.
-    """
-
-    num_steps: int
-    num_epochs: float
-    evaluates: bool
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from hf_freeze.plan.resolve import FreezePlan
 from hf_freeze.plan.states import plan_at
 from hf_freeze.plan.wrappers import named_parameters
 from hf_freeze.schedules import Choice, Moment, RunLength, Schedule, Transition
+from hf_freeze.schedules.run_length import count_evaluations
 from hf_freeze.schedules.statistics import DRIFT, GRADIENTS
 from hf_freeze.schedules.timeline import append_to_timeline, write_timeline
 from hf_freeze.training.asking import Answer, Asking
@@ -106,31 +107,43 @@ class Controller(WatchingCallback):
         }
         return state | {f"{_OF_GRADIENTS}{name}": value for name, value in self._gatherer.tensors().items()}
 
-    def begin(self, num_steps: int) -> None:
+    def begin(self, num_steps: int, *, steps_per_epoch: int | None) -> None:
         """Takes the schedule to where training begins or goes on, and the model to the freeze state there.
 
         Args:
             num_steps: Optimizer steps in all.
+            steps_per_epoch: Optimizer steps of an epoch; None where that is not known.
 
         Raises:
             PlanError: The schedule does not fit the run.
         """
-        self._asking.begin(lambda: self._prepare(num_steps))
+        self._asking.begin(lambda: self._prepare(num_steps, steps_per_epoch))
         self._carry_out(self._plan, keeps_state=self.schedule.keeps_optimizer_state)
         self._gatherer.load(_named(read_schedule_tensors(self.trainer.resumed_folder), _OF_GRADIENTS))
         self._gatherer.free(self._needs | {DRIFT})
 
-    def _prepare(self, num_steps: int) -> Schedule:
+    def _prepare(self, num_steps: int, steps_per_epoch: int | None) -> Schedule:
         """Makes the schedule, and takes it to where training begins or goes on."""
         self._reset()
-        args, state = self.trainer.args, self.trainer.state
-        evaluates = args.eval_strategy != IntervalStrategy.NO
-        self.schedule.begin(RunLength(num_steps, state.num_train_epochs, evaluates))
+        self.schedule.begin(self._run_length(num_steps, steps_per_epoch))
         record = read_schedule(self.trainer.resumed_folder)
         if record is not None and (record["type"], record["options"]) == self._identity:
             self._take_up(record)
         self._needs = self.schedule.needs
         return self.schedule
+
+    def _run_length(self, num_steps: int, steps_per_epoch: int | None) -> RunLength:
+        args = self.trainer.args
+        evaluates = args.eval_strategy != IntervalStrategy.NO
+        num_evaluations = count_evaluations(
+            num_steps,
+            steps_per_epoch,
+            strategy=IntervalStrategy(args.eval_strategy).value,
+            every=self.trainer.state.eval_steps,
+            delay=args.eval_delay or 0,
+            at_start=bool(args.eval_on_start),
+        )
+        return RunLength(num_steps, steps_per_epoch, evaluates, num_evaluations)
 
     @property
     def _identity(self) -> tuple[str, dict[str, Any]]:

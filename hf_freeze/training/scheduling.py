@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
-from transformers import Trainer
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainingArguments
+from transformers.trainer_utils import has_length
 
 from hf_freeze.config import ScheduleConfig
 from hf_freeze.plan.apply import apply_plan, plan_of
@@ -29,6 +31,7 @@ class SchedulingMixin(_Base):
 
     scheduled: Scheduled | None = None
     _controller: Controller | None = None
+    _steps_per_epoch: int | None = None
     # Canonical names of what had trained when the checkpoint was written that was resumed, under whatever plan.
     _trained_before: frozenset[str] = frozenset()
 
@@ -78,6 +81,18 @@ class SchedulingMixin(_Base):
         if self.scheduled is not None:
             apply_plan(model, self.scheduled.start)
 
+    def set_initial_training_values(self, args: TrainingArguments, dataloader: DataLoader[Any]) -> Any:
+        """Returns what the Trainer returns: how long training is. What it says of an epoch is kept for the schedule.
+
+        Args:
+            args: As for the Trainer.
+            dataloader: As for the Trainer.
+        """
+        values: Any = super().set_initial_training_values(args, dataloader)
+        # Second of the values; of a stream, which has no length, the Trainer takes the whole run for one epoch.
+        self._steps_per_epoch = int(values[1]) if has_length(dataloader) else None
+        return values
+
     def create_scheduler(self, num_training_steps: int, *positional: Any, **keywords: Any) -> Any:
         """Makes the learning rate scheduler, and puts the model into the freeze state that training goes on from.
 
@@ -94,5 +109,5 @@ class SchedulingMixin(_Base):
         """
         scheduler = super().create_scheduler(num_training_steps, *positional, **keywords)
         if self._controller is not None:
-            self._controller.begin(num_training_steps)
+            self._controller.begin(num_training_steps, steps_per_epoch=self._steps_per_epoch)
         return scheduler

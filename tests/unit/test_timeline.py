@@ -145,3 +145,17 @@ def test_what_takes_rows_is_said_to_be_chosen_when_training_starts(config: Path)
         "freeze.blocks.auto: which blocks are frozen is chosen by budget when training starts, from training rows. "
         "What is shown here freezes no block yet."
     ) in printed
+
+
+@pytest.mark.parametrize("kind", ["gradual_unfreeze", "plateau"])
+def test_a_schedule_is_not_checked_before_it_is_chosen_what_it_starts_from(config: Path, kind: str) -> None:
+    shown_plan = shown(config, "freeze.blocks={auto: {by: gradient}}", f"schedule.type={kind}")["plan"]
+    assert shown_plan["schedule"] is None
+    assert any("is chosen by gradient when training starts" in note for note in shown_plan["notes"])
+
+
+def test_a_metric_that_is_evaluated_too_seldom_is_said(config: Path) -> None:
+    overrides = ("schedule.type=plateau", "training.eval_strategy=epoch", "training.num_train_epochs=1")
+    result = call("plan", config, *overrides)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("schedule.patience: plateau would thaw nothing in this run; got 1. 0 evaluations")

@@ -10,7 +10,7 @@ from hf_freeze.errors import PlanError
 from hf_freeze.schedules import Choice, Moment, Outline, RunLength, Schedule, Stretch
 from tests.unit.schedules.courses import course_of, schedule_of
 
-RUN = RunLength(num_steps=40, num_epochs=4, evaluates=True)
+RUN = RunLength(num_steps=40, steps_per_epoch=10, evaluates=True)
 LOWER = {"embeddings", "blocks[0]"}
 
 
@@ -47,7 +47,7 @@ def test_nothing_moves_in_a_static_one() -> None:
 
 @pytest.mark.parametrize("name", ["autofreeze", "plasticity"])
 def test_freezing_as_blocks_settle_lies_between_the_start_and_the_ceiling(name: str) -> None:
-    run = RunLength(num_steps=400, num_epochs=4, evaluates=True)
+    run = RunLength(num_steps=400, steps_per_epoch=100, evaluates=True)
     found = outline_of(name, run, ceiling=2)
     assert found.is_adaptive
     assert found.least == (Stretch(0, frozenset()),)
@@ -74,7 +74,7 @@ def test_a_run_that_is_too_short_is_refused() -> None:
         "more often, or train longer."
     )
     with pytest.raises(PlanError, match=f"^{re.escape(message)}$"):
-        outline_of("rotating", RunLength(num_steps=10, num_epochs=1, evaluates=False))
+        outline_of("rotating", RunLength(num_steps=10, steps_per_epoch=10, evaluates=False))
 
 
 class Watchful(Schedule):

@@ -22,9 +22,10 @@ from hf_freeze.schedules import (
 )
 from hf_freeze.schedules.progressive import annealed, exponential_depth, freezing_time, linear_depth
 from hf_freeze.schedules.rotating import drawn
+from hf_freeze.schedules.run_length import count_evaluations
 from tests.unit.schedules.courses import course_of, frozen_blocks, moments, schedule_of
 
-RUN = RunLength(num_steps=12, num_epochs=3, evaluates=True)
+RUN = RunLength(num_steps=12, steps_per_epoch=4, evaluates=True)
 
 
 def changes(told: list[str]) -> list[tuple[int, str]]:
@@ -168,7 +169,7 @@ def test_each_phase_lasts_until_its_end() -> None:
     [
         (
             {"type": "progressive"},
-            RunLength(2, 1, True),
+            RunLength(2, 2, True),
             (
                 "schedule: progressive would freeze nothing more in this run; got 2 steps and 1 epochs. The depth "
                 "before the last step is 1, and the freeze section freezes as much. Train longer, choose another "
@@ -182,7 +183,7 @@ def test_each_phase_lasts_until_its_end() -> None:
         ),
         (
             {"type": "gradual_unfreeze"},
-            RunLength(9, 1, True),
+            RunLength(9, 9, True),
             (
                 "schedule: gradual_unfreeze would thaw nothing in this run; got 1 epochs. It thaws blocks at the start "
                 "of the second epoch and of those after it. Train for two epochs at least."
@@ -190,7 +191,7 @@ def test_each_phase_lasts_until_its_end() -> None:
         ),
         (
             {"type": "plateau", "metric": "eval_f1"},
-            RunLength(9, 1, False),
+            RunLength(9, 9, False),
             (
                 "schedule.metric: nothing is evaluated while training; got 'eval_f1'. training.eval_strategy is 'no'. "
                 "Set it to 'epoch' or 'steps', and give rows to evaluate."
@@ -208,8 +209,8 @@ def test_each_phase_lasts_until_its_end() -> None:
             {"type": "phases", "phases": [{"until": {"step": 20}, "freeze": {}}, {"freeze": {}}]},
             RUN,
             (
-                "schedule.phases.0.until: this phase ends outside the run or before the one ahead of it; got {'step': "
-                "20}. The run has 12 steps and 3 epochs. Phases follow one another inside the run, and the last one, "
+                "schedule.phases.0.until: this phase ends outside the run; got {'step': 20}. The run has 12 steps and "
+                "3 epochs. Phases follow one another inside the run, each with a step at least, and the last one, "
                 "which may leave until out, lasts until its end."
             ),
         ),
@@ -217,9 +218,78 @@ def test_each_phase_lasts_until_its_end() -> None:
             {"type": "phases", "phases": [{"until": 0.5, "freeze": {}}, {"until": {"epoch": 1}, "freeze": {}}]},
             RUN,
             (
-                "schedule.phases.1.until: this phase ends elsewhere than the run; got {'epoch': 1}. The run has 12 "
-                "steps and 3 epochs. Phases follow one another inside the run, and the last one, which may leave until "
-                "out, lasts until its end."
+                "schedule.phases.1.until: this phase ends before step 5, ahead of the one before it, which ends before "
+                "step 7; got {'epoch': 1}. The run has 12 steps and 3 epochs. Phases follow one another inside the "
+                "run, each with a step at least, and the last one, which may leave until out, lasts until its end."
+            ),
+        ),
+        (
+            {"type": "phases", "phases": [{"until": {"epoch": 1.5}, "freeze": {}}, {"until": 0.8, "freeze": {}}]},
+            RunLength(9, 6, True),
+            (
+                "schedule.phases.0.until: this phase ends outside the run; got {'epoch': 1.5}. The run has 9 steps and "
+                "1.5 epochs. Phases follow one another inside the run, each with a step at least, and the last one, "
+                "which may leave until out, lasts until its end."
+            ),
+        ),
+        (
+            {"type": "phases", "phases": [{"until": 0.5, "freeze": {}}, {"until": 0.8, "freeze": {}}]},
+            RUN,
+            (
+                "schedule.phases.1.until: this phase ends elsewhere than the run; got 0.8. The run has 12 steps and 3 "
+                "epochs. Phases follow one another inside the run, each with a step at least, and the last one, which "
+                "may leave until out, lasts until its end."
+            ),
+        ),
+        (
+            {"type": "phases", "phases": [{"until": u, "freeze": {}} for u in ({"epoch": 2}, 0.8, None)]},
+            RunLength(13, 6, True),
+            (
+                "schedule.phases.1.until: this phase ends before step 12, ahead of the one before it, which ends "
+                "before step 13; got 0.8. The run has 13 steps and 2.16667 epochs. Phases follow one another inside "
+                "the run, each with a step at least, and the last one, which may leave until out, lasts until its end."
+            ),
+        ),
+        (
+            {"type": "phases", "phases": [{"until": u, "freeze": {}} for u in (0.01, 0.02, None)]},
+            RunLength(24, 6, True),
+            (
+                "schedule.phases.1.until: this phase would have no step, as it begins and ends before step 2; got "
+                "0.02. The run has 24 steps and 4 epochs. Phases follow one another inside the run, each with a step "
+                "at least, and the last one, which may leave until out, lasts until its end."
+            ),
+        ),
+        (
+            {"type": "phases", "phases": [{"until": {"epoch": 2}, "freeze": {}}, {"freeze": {}}]},
+            RunLength(24, None, True),
+            (
+                "schedule.phases.0.until: counts epochs, and how long one is is not known; got {'epoch': 2}. The "
+                "training rows have no length. Write a share of the run, or {step: n}."
+            ),
+        ),
+        (
+            {"type": "gradual_unfreeze"},
+            RunLength(24, None, True),
+            (
+                "schedule: gradual_unfreeze counts epochs, and how long one is is not known; got training rows without "
+                "a length. Take rows that have one, or schedule.type phases with steps or shares of the run."
+            ),
+        ),
+        (
+            {"type": "progressive", "curve": "exponential"},
+            RunLength(24, None, True),
+            (
+                "schedule.curve: exponential counts epochs, and how long one is is not known; got training rows "
+                "without a length. Take rows that have one, or another curve."
+            ),
+        ),
+        (
+            {"type": "plateau", "patience": 5},
+            RunLength(24, 6, True, num_evaluations=5),
+            (
+                "schedule.patience: plateau would thaw nothing in this run; got 5. 5 evaluations come before the last "
+                "of 24 steps, the first of which is only compared with. Evaluate more often, wait for fewer "
+                "evaluations, or train longer."
             ),
         ),
     ],
@@ -228,6 +298,32 @@ def test_runs_that_are_too_short(options: dict[str, Any], run: RunLength, messag
     schedule = schedule_of(options, course_of(frozen=["embeddings", "blocks[0]"]) if run.num_steps == 2 else None)
     with pytest.raises(PlanError, match=f"^{re.escape(message)}$"):
         schedule.begin(run)
+
+
+def test_a_last_phase_may_name_the_end_of_a_run_that_ends_within_an_epoch() -> None:
+    phases = [{"until": {"epoch": 1}, "freeze": {}}, {"until": {"epoch": 1.5}, "freeze": {}}]
+    schedule_of({"type": "phases", "phases": phases}).begin(RunLength(8, 5, False))
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"strategy": "steps", "every": 1000}, 0),
+        ({"strategy": "steps", "every": 0.25}, 3),
+        ({"strategy": "steps", "every": 4, "delay": 100}, 0),
+        ({"strategy": "steps", "every": 4, "delay": 9, "at_start": True}, 4),
+        ({"strategy": "epoch"}, 3),
+        ({"strategy": "epoch", "delay": 2.5}, 1),
+        ({"strategy": "no", "at_start": True}, 1),
+    ],
+)
+def test_only_evaluations_that_a_step_follows_count(options: dict[str, Any], expected: int) -> None:
+    defaults = {"strategy": "no", "every": 4, "delay": 0, "at_start": False}
+    assert count_evaluations(24, 6, **{**defaults, **options}) == expected
+
+
+def test_how_often_a_stream_is_evaluated_by_epochs_is_not_known() -> None:
+    assert count_evaluations(24, None, strategy="epoch", every=4, delay=0, at_start=False) is None
 
 
 @pytest.mark.parametrize(

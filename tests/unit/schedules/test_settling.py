@@ -23,7 +23,7 @@ ROWS = torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
 
 def begun(num_steps: int, options: Mapping[str, Any], **course: Any) -> Schedule:
     schedule = schedule_of(options, course_of(**course))
-    schedule.begin(RunLength(num_steps, 1, evaluates=False))
+    schedule.begin(RunLength(num_steps, num_steps, evaluates=False))
     return schedule
 
 
@@ -116,6 +116,13 @@ class TestAutofreeze:
         assert told[0] == told[1]
         assert len({tuple(each) for each in told}) > 1
         assert {tuple(sorted(each)) for each in told} == {tuple(sorted(told[0]))}
+
+    def test_nothing_is_decided_from_changes_that_are_not_finite(self) -> None:
+        schedule = begun(40, self.OPTIONS)
+        told = [asked(schedule, step, 40, gradients={**dict.fromkeys(BLOCKS, 1.0), "blocks[3]": last})
+                for step, last in ((4, 0.0), (8, 1.0), (12, 2.0))]  # fmt: skip
+        assert told[:2] == [None, None]
+        assert told[2] is not None
 
     def test_a_first_gradient_is_an_infinite_change(self) -> None:
         assert relative_change(0.0, 1.0) == float("inf")

@@ -107,4 +107,4 @@ def test_a_schedule_that_fails_while_it_is_outlined_is_said_with_its_step() -> N
     schedule = Guarded(ScheduleConfig(type=f"{FAILING}:FailsDecide"), course_of())
     message = f"schedule: {FAILING}:FailsDecide failed in decide before step 6; got ValueError: no. {NO}"
     with pytest.raises(PlanError, match=f"^{re.escape(message)}$"):
-        schedule.outline(RunLength(num_steps=12, num_epochs=3, evaluates=True))
+        schedule.outline(RunLength(num_steps=12, steps_per_epoch=4, evaluates=True))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import json
+import math
 import random
 import re
 import weakref
@@ -104,6 +106,25 @@ def test_state_is_kept_where_it_is_asked_for(tmp_path: Path) -> None:
     assert watch.known[-1] > watch.known[0]
 
 
+@pytest.mark.parametrize(("reset_state", "expected"), [(True, [1, 2, 1, 2, 1, 2]), (False, [1, 2, 3, 4, 5, 6])])
+def test_a_block_that_is_drawn_again_starts_with_fresh_optimizer_state_where_it_is_reset(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reset_state: bool, expected: list[int]
+) -> None:
+    monkeypatch.setattr("hf_freeze.schedules.rotating.drawn", lambda blocks, *_, **__: frozenset(blocks[:1]))
+    steps: list[int] = []
+
+    class Count(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            weight = kwargs["model"].bert.encoder.layer[0].output.dense.weight
+            steps.append(int(kwargs["optimizer"].state[weight]["step"]))
+
+    options = {"type": "rotating", "every": 2, "reset_state": reset_state}
+    trainer = trainer_of(tmp_path, options, max_steps=6)
+    trainer.add_callback(Count())
+    trainer.train()
+    assert steps == expected
+
+
 def test_freed_state_is_gone_from_memory(tmp_path: Path) -> None:
     held: list[weakref.ref[torch.Tensor]] = []
 
@@ -178,6 +199,13 @@ class TestRecords:
         trainer.train()
         lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
         assert lines == [transition.line for transition in trainer.timeline]
+
+    def test_numbers_that_are_not_finite_are_null_in_the_file(self, tmp_path: Path) -> None:
+        trainer = trainer_of(tmp_path, {"type": f"{HERE}:Divides"}, max_steps=4)
+        trainer.train()
+        (line,) = (tmp_path / "timeline.jsonl").read_text().splitlines()
+        assert json.loads(line, parse_constant=pytest.fail)["numbers"] == {"a": None, "b": None, "c": 1.0}
+        assert math.isnan(read_timeline(tmp_path)[0].numbers["a"])
 
     def test_a_new_run_starts_a_new_file(self, tmp_path: Path) -> None:
         for _ in range(2):
@@ -288,6 +316,13 @@ class Mutters(Schedule):
     def decide(self, moment: Moment) -> Choice | None:
         numbers: Any = {"a": "text"}
         return Choice(frozenset({"embeddings"}), "so", numbers) if moment.step == 5 else None
+
+
+class Divides(Schedule):
+    """Gives numbers that are not finite."""
+
+    def decide(self, moment: Moment) -> Choice | None:
+        return Choice(frozenset({"embeddings"}), "so", {"a": math.nan, "b": math.inf, "c": 1.0})
 
 
 class Collects(Schedule):
@@ -474,6 +509,27 @@ class TestRefusals:
             trainer.train()
         assert trainer.state.global_step == 4
         assert is_complete(tmp_path / "checkpoint-4")
+
+    def test_too_few_evaluations_are_said_before_the_first(self, tmp_path: Path) -> None:
+        message = (
+            "schedule.patience: plateau would thaw nothing in this run; got 1. 0 evaluations come before the last of "
+            "24 steps, the first of which is only compared with. Evaluate more often, wait for fewer evaluations, or "
+            "train longer."
+        )
+        trainer = trainer_of(tmp_path, {"type": "plateau"}, eval_steps=1000)
+        with pytest.raises(PlanError, match=f"^{re.escape(message)}$"):
+            trainer.train()
+        assert trainer.state.global_step == 0
+
+    def test_epochs_of_a_stream_are_not_counted(self, tmp_path: Path) -> None:
+        message = (
+            "schedule: gradual_unfreeze counts epochs, and how long one is is not known; got training rows without a "
+            "length. Take rows that have one, or schedule.type phases with steps or shares of the run."
+        )
+        keywords = {"train_dataset": rows(400).to_iterable_dataset()}
+        trainer = trainer_of(tmp_path, SCHEDULES["gradual_unfreeze"], keywords=keywords)
+        with pytest.raises(PlanError, match=f"^{re.escape(message)}$"):
+            trainer.train()
 
     def test_phases_that_name_blocks_that_do_not_exist(self, tmp_path: Path) -> None:
         message = (
