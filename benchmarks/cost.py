@@ -4,9 +4,9 @@
   (`benchmarks/pacing.py`), beside the predicted speed-ups. All train on the same batches in the same order.
 - `runs`: whole runs with an evaluation after each epoch, from making the trainer to the evaluation of validation and
   test rows at the end, the cache built in each.
-- `memory`: the most bytes that torch's allocator had handed out at once in a training step (its own profiler), and the
-  growth of the anonymous memory of a fresh process, beside the predicted peak; the growth with an allocator that gives
-  back what is freed, and with glibc's as it is.
+- `memory`: the most bytes that torch's allocator had handed out at once in a step of the trainer (its own
+  profiler), and the growth of the anonymous memory of a fresh process, beside the predicted peak; the growth with an
+  allocator that gives back what is freed, and with glibc's as it is.
 - `rates`: what the default rates of the CPU were taken from.
 
 All write Markdown to standard output. Predictions come from `hf_freeze.plan_cost` with its default rates.
@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import copy
 import functools
+import gc
 import multiprocessing
 import os
 import random
@@ -35,8 +36,6 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import DataCollatorWithPadding, PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 
 from benchmarks.contenders import (
-    LEARNING_RATE,
-    WEIGHT_DECAY,
     Reviews,
     freeze_by_hand,
     require_cache,
@@ -45,10 +44,13 @@ from benchmarks.contenders import (
 from benchmarks.pacing import Gate, Training, estimate, interleave, machine, steps_of
 from benchmarks.reviews import REVIEWS, load_minilm, review_rows
 from benchmarks.whole_runs import MemoryWatch, anonymous_memory, load_reviews, table_head, table_row
-from hf_freeze import FreezeTrainer, freeze_model, plan_cost
+from hf_freeze import FreezeTrainer, plan_cost
 from hf_freeze.plan.cost import PlanCost
 
 _LORA = {"peft_type": "LORA", "blocks": {"last": 2}, "target_modules": "all-linear", "r": 16, "lora_alpha": 32}
+
+# Steps of a run whose memory is watched: the first one is left out, the last one is profiled.
+_NUM_WATCHED = 5
 
 # Has glibc's allocator give memory back to the system as soon as it is freed, from 64 KiB on.
 _GIVES_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536"}
@@ -80,7 +82,7 @@ PLANS = (
     Contender("k = 4, LoRA on the top 2", 4, adapters=(_LORA,)),
 )
 MEMORY_PLANS = (
-    *(plan for plan in PLANS if not plan.cached),
+    *PLANS,
     Contender("k = 5", 5),
     Contender("k = 6", 6),
 )
@@ -228,7 +230,8 @@ def memory_lines(options: argparse.Namespace) -> list[str]:
     columns = ["predicted, MB", "allocated, MB", "error", "growth of the process, MB", "error", "glibc as it is, MB"]
     lines = table_head(["plan", *columns])
     for plan in MEMORY_PLANS:
-        expected = predicted(plan, options).peak
+        cost = predicted(plan, options)
+        expected = cost.peak_cached if plan.cached else cost.peak
         assert expected is not None
         allocated, grown = _in_new_process(plan, options, _GIVES_BACK)
         _, grown_by_default = _in_new_process(plan, options, {})
@@ -255,48 +258,52 @@ def measured_peaks(plan: Contender, options: argparse.Namespace) -> tuple[int, i
         options: Those of the command line.
     """
     torch.set_num_threads(options.threads)
-    original, tokenizer = load_minilm(seed=options.seed)
+    model, tokenizer = load_minilm(seed=options.seed)
     rows = review_rows(tokenizer, "train", num_rows=None, max_length=options.max_length, seed=options.seed)
-    longest = sorted(range(len(rows)), key=lambda row: -len(rows[row]["input_ids"]))[: options.batch_size]
-    batch = dict(DataCollatorWithPadding(tokenizer)([rows[row] for row in longest]))
+    order = sorted(range(len(rows)), key=lambda row: -len(rows[row]["input_ids"]))
     # What libraries load and set up on first use is not counted.
-    _Step(copy.deepcopy(original), plan)({name: value[:2] for name, value in batch.items()})
+    _watched(Reviews(model, tokenizer, rows.select(order[:2])), plan, options)
+    gc.collect()  # A trainer and its callbacks refer to each other.
     before = anonymous_memory()
-    # Weights that are read from a file lie in memory that is mapped to it: a copy has memory of its own.
-    step = _Step(copy.deepcopy(original), plan)
-    with MemoryWatch() as watch:
-        for _ in range(3):
-            step(batch)
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        step(batch)
-    return step.num_bytes + _largest(profiler), watch.peak - before
+    allocated, peak = _watched(Reviews(model, tokenizer, rows.select(order[: options.batch_size])), plan, options)
+    return allocated, peak - before
 
 
-class _Step:
-    """A step of a hand-written loop.
+def _watched(reviews: Reviews, plan: Contender, options: argparse.Namespace) -> tuple[int, int]:
+    """Trains on one batch again and again, and returns the most bytes of tensors and of anonymous memory in a step."""
+    steps = _StepMemory()
+    with tempfile.TemporaryDirectory() as folder:
+        # The model is copied: weights that are read from a file lie in memory that is mapped to it.
+        trainer = _trainer(reviews, plan, steps, folder=Path(folder), options=options, max_steps=_NUM_WATCHED)
+        trainer.train()
+        if plan.cached:
+            require_cache(trainer)
+    assert trainer.optimizer is not None
+    state = [value for entry in trainer.optimizer.state.values() for value in entry.values()]
+    kept = [*trainer.model.parameters(), *(value for value in state if isinstance(value, torch.Tensor))]
+    return sum(value.nbytes for value in kept) + _largest(steps.profiler), steps.watch.peak
 
-    Args:
-        model: What trains.
-        plan: How.
+
+class _StepMemory(TrainerCallback):
+    """Watches the memory of the process from the second step on, and what the allocator hands out in the last one.
+
+    The first step has the optimizer make its state, the audit look at gradients, and the cache compare its rows.
     """
 
-    def __init__(self, model: Any, plan: Contender) -> None:
-        freeze = {"blocks": {"first": plan.depth}} if plan.depth else None
-        self.model = freeze_model(model, freeze, plan.adapters).train()
-        self.trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.trained, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True)
+    def __init__(self) -> None:
+        self.watch = MemoryWatch()
+        self.profiler = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
 
-    def __call__(self, batch: Any) -> None:
-        torch.autograd.backward(self.model(**batch).loss)
-        torch.nn.utils.clip_grad_norm_(self.trained, 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 1:
+            self.watch.__enter__()
+        if state.global_step == args.max_steps - 1:
+            self.watch.__exit__(None, None, None)
+            self.profiler.start()
 
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of weights and optimizer state, which stay from step to step."""
-        kept = [value for entry in self.optimizer.state.values() for value in entry.values()]
-        return sum(value.nbytes for value in (*self.model.parameters(), *kept) if isinstance(value, torch.Tensor))
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == args.max_steps:
+            self.profiler.stop()
 
 
 def _largest(profiler: Any) -> int:
