@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from hf_freeze.activation_cache.keys import KEYS
 from hf_freeze.activation_cache.outputs import PrefixOutputs
 from hf_freeze.activation_cache.processes import rank_and_world
-from hf_freeze.activation_cache.rows import Rows, Survey, expected_maximum, kept_random_state
+from hf_freeze.activation_cache.rows import Amount, Rows, Survey, expected_maximum, kept_random_state
 
 # Rows in one batch at least: smaller ones leave the processor idle.
 _MIN_BATCH_SIZE = 32
@@ -48,7 +48,7 @@ def survey(outputs: PrefixOutputs, rows: Rows) -> Survey:
     padded = float(max(widths)) if len(set(widths)) == 1 else expected_maximum(widths, rows.batch_size)
     mean = sum(positions) / len(positions)
     return Survey(
-        rows,
+        rows=rows,
         num_rows=len(rows),
         stored_share=num_stored / len(batches),
         row_bytes=sum(outputs.stored_bytes(count) for count in positions) / len(positions),
@@ -58,23 +58,23 @@ def survey(outputs: PrefixOutputs, rows: Rows) -> Survey:
     )
 
 
-def reason_of_cost(surveys: Sequence[tuple[Survey, float]], position_seconds: float) -> str | None:
+def reason_of_cost(amounts: Sequence[tuple[Amount, float]], position_seconds: float) -> str | None:
     """Returns why it takes longer to compute the rows once and store them than to compute them in every pass, or None.
 
     Args:
-        surveys: What is known about the rows of each dataset, and how often training passes over them.
+        amounts: What is known about the rows of each dataset, and how often training passes over them.
         position_seconds: How long the prefix takes for a position.
     """
-    without = sum(passes * found.num_rows * found.padded_positions * position_seconds for found, passes in surveys)
-    if without > sum(_storing_seconds(found, passes, position_seconds) for found, passes in surveys):
+    without = sum(passes * found.num_rows * found.padded_positions * position_seconds for found, passes in amounts)
+    if without > sum(_storing_seconds(found, passes, position_seconds) for found, passes in amounts):
         return None
-    quick = [(replace(found, fetch_seconds=0.0), passes) for found, passes in surveys]
+    quick = [(replace(found, fetch_seconds=0.0), passes) for found, passes in amounts]
     if without > sum(_storing_seconds(found, passes, position_seconds) for found, passes in quick):
         return "each row is needed once, and fetching it once more would take longer than it saves"
     return "each row is needed once, and there is no padding to save: storing would take longer than it saves"
 
 
-def is_quicker_before(found: Survey, position_seconds: float) -> bool:
+def is_quicker_before(found: Amount, position_seconds: float) -> bool:
     """Returns whether rows are computed and stored more quickly before training than when training meets them.
 
     Args:
@@ -85,14 +85,14 @@ def is_quicker_before(found: Survey, position_seconds: float) -> bool:
     return before < as_met
 
 
-def _storing_seconds(found: Survey, passes: float, position_seconds: float) -> float:
+def _storing_seconds(found: Amount, passes: float, position_seconds: float) -> float:
     """Returns how long it takes to compute and store what is missing of the rows and met in some passes."""
     before, as_met = _seconds_a_row(found, position_seconds)
     # Rows that training does not get through are not built: those that it meets are computed as they come.
     return found.num_missing * (min(before, as_met) if passes >= 1 else passes * as_met)
 
 
-def _seconds_a_row(found: Survey, position_seconds: float) -> tuple[float, float]:
+def _seconds_a_row(found: Amount, position_seconds: float) -> tuple[float, float]:
     """Returns how long a row takes to be computed and stored: before training, fetched for it, or when it is met."""
     before = (1 + _STORING_BEFORE) * found.positions * position_seconds + found.fetch_seconds
     return before, (1 + _STORING_AS_MET) * found.padded_positions * position_seconds

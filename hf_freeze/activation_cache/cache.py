@@ -144,7 +144,7 @@ class ActivationCache:
             with kept_random_state():
                 rows = Rows(loader, self.unkeyed)
                 try:
-                    batch, reason = rows.fetch_probe(checks.PROBE_SIZE)
+                    batch, reason = rows.fetch_probe(checks.PROBE_SIZE, reads_any_stream=self.section.enabled is True)
                     widths_vary = batch is not None and not rows.repeat_in_any_company(batch)
                 except _FETCH_ERRORS as error:
                     reason = f"rows cannot be fetched outside of training ({type(error).__name__}: {error})"
@@ -248,9 +248,14 @@ class ActivationCache:
             batch: A batch, on the model's device.
 
         Raises:
-            CacheError: The cache does not hold or its folder can no longer be opened, and `enabled` is true; with
-                several processes, a folder that can no longer be opened is one whatever `enabled` is.
+            CacheError: The batch is no mapping; the cache does not hold or its folder can no longer be opened, and
+                `enabled` is true; with several processes, such a folder is one whatever `enabled` is.
         """
+        if not isinstance(batch, Mapping):
+            raise CacheError(
+                f"serve: a batch maps the names of the model's inputs to tensors; got a {type(batch).__name__}. "
+                'Pass what the model is called with, such as {"input_ids": input_ids}.'
+            )
         inputs = dict(batch)
         keys = inputs.pop(KEYS, None)
         self._refresh_if_changed()

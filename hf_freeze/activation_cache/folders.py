@@ -48,29 +48,31 @@ def default_max_size(root: Path, *, num_stored: int) -> int:
         root: The folder with the stores; it need not exist yet.
         num_stored: How many bytes they take, which count as free: else they would be too large once they are written.
     """
-    free = shutil.disk_usage(_nearest_existing(root)).free + num_stored
+    free = shutil.disk_usage(nearest_existing(root)).free + num_stored
     return min(int(_DEFAULT_FRACTION_OF_FREE * free), _DEFAULT_MAX_BYTES)
 
 
-def check_folder(root: Path) -> None:
+def check_folder(root: Path, *, creates: bool = True) -> None:
     """Creates the folder of the stores, and makes sure that it can hold them.
 
     Args:
         root: What `activation_cache.dir` names.
+        creates: Whether to create it; else it is only found out whether it could be.
 
     Raises:
         CacheError: If the folder cannot be written, or lies on what may be a network filesystem.
     """
     partitions = [(partition.mountpoint, partition.fstype) for partition in psutil.disk_partitions(all=True)]
-    network = network_filesystem(_nearest_existing(root), partitions)
+    network = network_filesystem(nearest_existing(root), partitions)
     if network is not None:
         raise CacheError(
             f"activation_cache.dir: a filesystem that may be on a network cannot hold the cache safely; got "
             f"{str(root)!r}, which is on {network}. Set activation_cache.dir to a folder on a local disk."
         )
     try:
-        root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=root):
+        if creates:
+            root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=nearest_existing(root)):
             pass
     except OSError as error:
         raise CacheError(
@@ -98,6 +100,11 @@ def network_filesystem(path: Path, partitions: Iterable[tuple[str, str]]) -> str
     return found if kind in _NETWORK_TYPES else None
 
 
-def _nearest_existing(path: Path) -> Path:
+def nearest_existing(path: Path) -> Path:
+    """Returns a path itself where it exists, or else the deepest folder above it that does.
+
+    Args:
+        path: Any path.
+    """
     path = path.absolute()
     return next((each for each in (path, *path.parents) if each.exists()), path)

@@ -42,19 +42,23 @@ class CacheSize:
         num_tokens: Their tokens, padding left out.
         num_bytes: Bytes on the disk.
         dtype: What is stored.
+        is_padded: Whether rows differ in length, so that batches pad them.
     """
 
     num_rows: int
     num_tokens: int
     num_bytes: int
     dtype: torch.dtype
+    is_padded: bool
 
     @property
     def sentence(self) -> str:
         """The size for a reader."""
         rows_and_tokens = f"{self.num_rows:,} rows of {self.num_tokens:,} tokens"
         size = f"{spell_size(self.num_bytes)} of the disk, as {dtype_name(self.dtype)}"
-        return f"For {rows_and_tokens} it takes about {size}."
+        # What padding does to real tokens takes weights to tell.
+        unless = ", unless padding changes real tokens" if self.is_padded else ""
+        return f"For {rows_and_tokens} it takes about {size}{unless}."
 
 
 def forecast_size(
@@ -70,4 +74,4 @@ def forecast_size(
     """
     stored = STORED_DTYPES.get(section.dtype, dtype)
     size = sum(size_in_file(length * hidden_size * stored.itemsize) for length in lengths)
-    return CacheSize(len(lengths), sum(lengths), size, stored)
+    return CacheSize(len(lengths), sum(lengths), size, stored, is_padded=min(lengths) < max(lengths))

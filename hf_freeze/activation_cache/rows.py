@@ -79,17 +79,26 @@ class Rows:
             raise TypeError(f"the collator makes a {type(batch).__name__} of its rows in place of a mapping")
         return dict(batch)
 
-    def fetch_probe(self, count: int) -> tuple[dict[str, Any] | None, str | None]:
+    def fetch_probe(self, count: int, *, reads_any_stream: bool) -> tuple[dict[str, Any] | None, str | None]:
         """Returns a batch of a few rows of different lengths, or the reason why its rows cannot be stored.
 
         Args:
             count: How many rows.
+            reads_any_stream: Whether a stream may be read that might not give what was read again: where the reason is
+                an error, training does not miss it.
         """
         if not self.has_length and not isinstance(self.dataset, datasets.IterableDataset):
-            return None, (
-                f"the rows of a {type(self.dataset).__name__} cannot be fetched twice, to see whether they stay the "
-                "same; a datasets.IterableDataset or a dataset with a length can"
-            )
+            kind = type(self.dataset).__name__
+            if not reads_any_stream:
+                return None, (
+                    f"looking at rows of a {kind}, to see whether they stay the same, might use them up; with enabled: "
+                    "true they are looked at, and those of a datasets.IterableDataset or a dataset with a length always"
+                )
+            if iter(self.dataset) is iter(self.dataset):
+                return None, (
+                    f"the rows of a {kind} come once, and it cannot be seen whether they stay the same; an __iter__ "
+                    "that starts anew each time, a datasets.IterableDataset or a dataset with a length shows it"
+                )
         indices = self.spread(count) if self.has_length else range(len(self._first(count)))
         if not indices:
             return None, "there are no rows"
@@ -240,12 +249,11 @@ def _sorted_batches(rows: Sequence[Any], *, collate: Callable[[Any], Any], size:
     return [collate([rows[index] for index in part]) for part in _parts(order, size)]
 
 
-@dataclass(frozen=True)
-class Survey:
-    """What a sample says about the rows of one loader.
+@dataclass(frozen=True, kw_only=True)
+class Amount:
+    """How much some rows are.
 
     Attributes:
-        rows: The rows.
         num_rows: How many there are.
         stored_share: Which share of them is stored, from 0 to 1.
         row_bytes: The mean size of a stored row, in bytes.
@@ -254,7 +262,6 @@ class Survey:
         fetch_seconds: How long fetching a row takes.
     """
 
-    rows: Rows
     num_rows: int
     stored_share: float
     row_bytes: float
@@ -271,6 +278,17 @@ class Survey:
     def missing_bytes(self) -> int:
         """How many bytes the rows take that are not stored."""
         return int(self.num_missing * self.row_bytes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Survey(Amount):
+    """What a sample says about the rows of one loader.
+
+    Attributes:
+        rows: The rows.
+    """
+
+    rows: Rows
 
 
 def expected_maximum(values: Sequence[int], count: int) -> float:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from hf_freeze.activation_cache.folders import check_folder, default_folder, default_max_size
+from hf_freeze.activation_cache.folders import check_folder, default_folder, default_max_size, nearest_existing
 from hf_freeze.activation_cache.housekeeping import prune, stored_bytes
 from hf_freeze.activation_cache.store import ActivationStore
 from hf_freeze.config import ActivationCacheConfig
@@ -83,6 +83,22 @@ class Shelf:
         }
         return store, shallower
 
+    def reason_of_size(self, num_bytes: int, store: ActivationStore | None = None) -> str | None:
+        """Returns why rows do not fit whatever else is removed, or None; nothing is removed or created.
+
+        Args:
+            num_bytes: What they take, in bytes.
+            store: The store that they would be added to; None for one that does not exist yet.
+        """
+        own, others = (0, stored_bytes(self.root)) if store is None else (store.num_bytes, self._size_of_others(store))
+        limit, needed = self.max_size, own + num_bytes
+        rows = f"the rows need about {needed / 1e6:,.1f} MB"
+        if num_bytes > self._free + others:
+            return f"{rows}, and {self._free / 1e6:,.1f} MB are free on the disk of {self.root}"
+        if needed > limit:
+            return f"{rows}, and activation_cache.max_size allows {limit / 1e6:,.1f} MB"
+        return None
+
     def reserve(self, store: ActivationStore, num_bytes: int) -> str | None:
         """Makes room in the folder by removing stores that are longest unused; returns the reason where there is none.
 
@@ -90,12 +106,10 @@ class Shelf:
             store: The store that will grow.
             num_bytes: By how much it will, in bytes.
         """
-        limit, needed, others = self.max_size, store.num_bytes + num_bytes, self._size_of_others(store)
+        limit, needed = self.max_size, store.num_bytes + num_bytes
         rows = f"the rows need about {needed / 1e6:,.1f} MB"
-        if num_bytes > self._free + others:
-            return f"{rows}, and {self._free / 1e6:,.1f} MB are free on the disk of {self.root}"
-        if needed > limit:
-            return f"{rows}, and activation_cache.max_size allows {limit / 1e6:,.1f} MB"
+        if (reason := self.reason_of_size(num_bytes, store)) is not None:
+            return reason
         store.max_size = self._make_room(store, needed, limit=limit)
         if num_bytes > self._free:
             return f"{rows}, and {self._free / 1e6:,.1f} MB are free on the disk of {self.root}"
@@ -108,7 +122,7 @@ class Shelf:
 
     @property
     def _free(self) -> int:
-        return shutil.disk_usage(self.root).free
+        return shutil.disk_usage(nearest_existing(self.root)).free
 
     def _make_room(self, store: ActivationStore, needed: int, *, limit: int | None = None) -> int:
         """Removes the longest unused of the other stores, and returns how large a store may become.

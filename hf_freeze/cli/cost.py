@@ -140,7 +140,9 @@ def _speed_sentences(cost: PlanCost) -> Iterator[str]:
     if cost.over_full.run is not None:
         build = ""
         if cost.cache is not None:
-            build = f"; its build takes as long as {cost.cache.build_steps:,.0f} steps without it"
+            count = max(1, round(cost.cache.build_steps))
+            steps = "1 step" if count == 1 else f"{count:,} steps"
+            build = f"; its build takes as long as {steps} without it"
         yield f"The whole run: {_compared(cost, lambda speedup: speedup.run)}{build}."
 
 

@@ -11,7 +11,6 @@ from typing import Final
 import torch
 from torch import nn
 
-from hf_freeze.activation_cache.checks import reason_of_plan
 from hf_freeze.errors import ConfigError
 from hf_freeze.plan.apply import apply_plan, plan_of
 from hf_freeze.plan.cost import (
@@ -33,7 +32,15 @@ from hf_freeze.plan.timing import DEFAULT_RATES, HALF_PRECISION_FACTORS, Rates, 
 from hf_freeze.plan.tracing import StepTrace, Work, trace_step
 from hf_freeze.run.batches import Batch, batches_of, width
 from hf_freeze.run.outlining import outlined, schedule_cost
-from hf_freeze.run.planning import Prepared, cache_size, empty_model, prepare, prepared_table, request_for
+from hf_freeze.run.planning import (
+    Prepared,
+    cache_size,
+    empty_model,
+    prepare,
+    prepared_table,
+    reason_of_cache,
+    request_for,
+)
 from hf_freeze.run.processes import processes_of
 from hf_freeze.run.profiling import with_seconds
 from hf_freeze.run.settings import Lengths, Settings, lengths_of
@@ -102,7 +109,8 @@ def priced_plan(
         measures: Whether a few real steps are taken, to predict seconds; that needs the weights.
     """
     made = prepare(target, overrides)
-    table, cost = prepared_table(made), prepared_cost(made, accelerate_config=accelerate_config)
+    table = prepared_table(made, num_processes=processes_of(accelerate_config).count)
+    cost = prepared_cost(made, accelerate_config=accelerate_config)
     if (found := outlined(made, num_processes=cost.processes.count)) is not None:
         table = replace(table, schedule=found.table)
     return table, with_seconds(cost, made, target=target) if measures else cost
@@ -241,7 +249,7 @@ def _trace(made: Prepared, typical: Batch, longest: Batch, *, autocast: torch.dt
 
 def _with_peaks(cost: PlanCost, made: Prepared, traces: Traces, *, accumulates: bool) -> PlanCost:
     used = traces.checkpointed if cost.checkpoints and traces.checkpointed is not None else traces.longest
-    is_cached = _is_cached(made)
+    is_cached = reason_of_cache(made, made.plan, num_processes=cost.processes.count) is None
 
     def peak(step: StepTrace, cached: Iterable[str] = ()) -> int:
         return peak_bytes(cost.roles, step, processes=cost.processes, accumulates=accumulates, cached=cached)
@@ -252,10 +260,6 @@ def _with_peaks(cost: PlanCost, made: Prepared, traces: Traces, *, accumulates: 
         peak_cached=peak(used, prefix_roles(made.plan)) if is_cached else None,
         peak_checkpointed=None if traces.checkpointed is None else peak(traces.checkpointed),
     )
-
-
-def _is_cached(made: Prepared) -> bool:
-    return made.request.activation_cache.enabled is not False and reason_of_plan(made.plan) is None
 
 
 def _with_speed(
@@ -281,7 +285,7 @@ def _with_speed(
         timed(traces.loop, made.plan),
     )
     cost = replace(cost, over_full=_speedup(full, plan, length), over_loop=_speedup(loop, plan, length))
-    if not _is_cached(made):
+    if reason_of_cache(made, made.plan, num_processes=cost.processes.count) is not None:
         return cost
     cost = replace(
         cost,
@@ -313,7 +317,7 @@ def _with_schedule(
         step = trace_step(made.model, batch, autocast=half, fuses_attention=on_gpu)
         update = _update(plan, settings, cost.processes)
         prefix, accumulation = prefix_roles(plan), settings.accumulation
-        is_on = made.request.activation_cache.enabled is not False and reason_of_plan(plan) is None
+        is_on = reason_of_cache(made, plan, num_processes=cost.processes.count) is None
         parts = timing(step, traces.evaluation, rates=rates, update=update, accumulation=accumulation, prefix=prefix)
         return parts, is_on
 

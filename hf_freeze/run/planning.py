@@ -12,7 +12,9 @@ from pydantic import Field
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
+from hf_freeze.activation_cache.checks import reason_of_plan
 from hf_freeze.activation_cache.forecast import CacheSize, forecast_depth, forecast_size
+from hf_freeze.activation_cache.notices import sentence
 from hf_freeze.config import (
     ActivationCacheConfig,
     DataConfig,
@@ -35,8 +37,9 @@ from hf_freeze.plan.optimizer import role_multipliers
 from hf_freeze.plan.prepare import freeze_model
 from hf_freeze.plan.resolve import FreezePlan
 from hf_freeze.plan.table import LayoutTable, PlanTable, layout_table, plan_table
+from hf_freeze.run.caching import reason_without_weights
 from hf_freeze.run.choosing import chosen_by_weights, undecided_note
-from hf_freeze.run.settings import Lengths, lengths_of
+from hf_freeze.run.settings import Lengths, Settings, lengths_of
 from hf_freeze.schedules.registry import find_schedule
 from hf_freeze.tasks import LoadedModel, PreparedData, Task, get_task
 from hf_freeze.training.scheduled import Scheduled, schedule_plan
@@ -157,23 +160,46 @@ def plan(target: str, overrides: Iterable[str] = ()) -> PlanTable:
     return prepared_table(prepare(target, overrides))
 
 
-def prepared_table(made: Prepared) -> PlanTable:
-    """Returns a plan for a reader, with what the activation cache would hold.
+def prepared_table(made: Prepared, *, num_processes: int = 1) -> PlanTable:
+    """Returns a plan for a reader, with what the activation cache would hold, and whether training would use it.
 
     Args:
         made: The plan.
+        num_processes: How many processes share the rows.
     """
     table = table_of(made.plan, made.request)
     table = replace(table, notes=(*table.notes, *made.notes))
     if made.num_labels is None:
         table = replace(table, notes=(*table.notes, _TWO_LABELS))
-    if made.plan.depth == 0:
+    section = made.request.activation_cache
+    if reason_of_plan(made.plan) is not None or section.enabled is False:
         return table
     if made.problem is not None:
-        return replace(table, cache=(*table.cache, f"How much of the disk it takes is not known. {made.problem}"))
-    if made.data is None:
-        return table
-    return with_size(table, made.request.activation_cache, made.data, made.base)
+        table = replace(table, cache=(*table.cache, f"How much of the disk it takes is not known. {made.problem}"))
+    if made.data is not None:
+        table = with_size(table, section, made.data, made.base)
+    if (reason := reason_of_cache(made, made.plan, num_processes=num_processes)) is not None:
+        refused = f"Training {'refuses it' if section.enabled is True else 'leaves it off'}. {sentence(reason)}"
+        table = replace(table, cache=(*table.cache, refused))
+    return table
+
+
+def reason_of_cache(made: Prepared, plan: FreezePlan, *, num_processes: int) -> str | None:
+    """Returns why training would not use the activation cache, as far as that is known without weights, or None.
+
+    Args:
+        made: What is known without weights.
+        plan: The plan, or that of a later freeze state.
+        num_processes: How many processes share the rows.
+    """
+    return reason_without_weights(
+        made.request.activation_cache,
+        plan,
+        made.base,
+        made.data,
+        Settings(made.training),
+        num_processes=num_processes,
+    )
 
 
 def layout(target: str, overrides: Iterable[str] = ()) -> LayoutTable:
@@ -239,7 +265,7 @@ def with_size(
 ) -> PlanTable:
     """Adds how much of the disk the cache takes, where there is something to cache."""
     lengths = lengths_of(data)
-    if not table.cache or section.enabled is False or lengths is None:
+    if section.enabled is False or lengths is None or reason_of_plan(plan_of(model)) is not None:
         return table
     return replace(table, cache=(*table.cache, cache_size(section, lengths, model).sentence))
 

@@ -92,8 +92,7 @@ class Settings:
             lengths: How long rows are.
             num_processes: How many processes share the rows.
         """
-        batches = math.ceil(len(lengths.train) / (self.batch_size * num_processes))
-        steps_an_epoch = math.ceil(batches / self.accumulation)
+        steps_an_epoch = self._steps_an_epoch(lengths, num_processes)
         num_steps = int(self._values["max_steps"])
         if num_steps <= 0:
             num_steps = math.ceil(steps_an_epoch * float(self._values["num_train_epochs"]))
@@ -111,6 +110,21 @@ class Settings:
             build_batches=built / tokens_a_batch / num_processes,
         )
 
+    def _steps_an_epoch(self, lengths: Lengths, num_processes: int) -> int:
+        batches = math.ceil(len(lengths.train) / (self.batch_size * num_processes))
+        return math.ceil(batches / self.accumulation)
+
+    def passes(self, lengths: Lengths, *, num_processes: int) -> tuple[float, int]:
+        """Returns how often training passes over its rows, and over those that are evaluated meanwhile.
+
+        Args:
+            lengths: How long rows are.
+            num_processes: How many processes share the rows.
+        """
+        num_steps = self.run_length(lengths, num_processes=num_processes).num_steps
+        steps_an_epoch = self._steps_an_epoch(lengths, num_processes)
+        return num_steps / steps_an_epoch, self._num_evaluations(num_steps, steps_an_epoch)
+
     def _evaluated_tokens(self, lengths: Sequence[int]) -> int:
         return len(lengths) * self.padded_length(lengths, evaluates=True) if lengths else 0
 
@@ -126,8 +140,7 @@ class Settings:
         if lengths is None:
             num_steps = num_steps if num_steps > 0 else ASSUMED_STEPS
             return ScheduledLength(num_steps, num_steps / num_epochs, evaluates)
-        batches = math.ceil(len(lengths.train) / (self.batch_size * num_processes))
-        steps_an_epoch = math.ceil(batches / self.accumulation)
+        steps_an_epoch = self._steps_an_epoch(lengths, num_processes)
         num_steps = num_steps if num_steps > 0 else math.ceil(steps_an_epoch * num_epochs)
         num_evaluations = count_evaluations(
             num_steps,

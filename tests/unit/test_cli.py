@@ -59,7 +59,7 @@ DEPTH = (
     "The activation cache holds the output of the embeddings and 2 blocks; the frozen prefix ends at blocks[2], where "
     "bert.encoder.layer.2.attention.self.query.weight trains.\n"
 )
-SIZE = "For 72 rows of 468 tokens it takes about 62.2 kB of the disk, as float32.\n"
+SIZE = "For 72 rows of 468 tokens it takes about 62.2 kB of the disk, as float32, unless padding changes real tokens.\n"
 TWO_LABELS = "The head is counted with 2 labels: data.labels does not say how many there are.\n"
 
 

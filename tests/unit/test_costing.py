@@ -212,7 +212,9 @@ def test_the_run_is_as_long_as_its_epochs_and_evaluations() -> None:
     assert settings.run_length(lengths, num_processes=1) == RunLength(
         num_steps=9, accumulation=2, evaluation_batches=(4 * 16 + 8) / 8, build_batches=(40 + 16 + 8) / 8
     )
+    assert settings.passes(lengths, num_processes=1) == (3, 3)
     assert Settings({"max_steps": 7}).run_length(lengths, num_processes=2).num_steps == 7
+    assert Settings({"max_steps": 7}).passes(lengths, num_processes=2) == (7, 0)
     every = {"per_device_train_batch_size": 2, "max_steps": 10, "eval_on_start": True}
     every |= {"eval_strategy": "steps", "eval_steps": 0.25}
     assert Settings(every).run_length(lengths, num_processes=1).evaluation_batches == (5 * 16 + 8) / 8
@@ -235,7 +237,7 @@ def test_the_cache_is_as_large_wherever_its_size_is_told_and_holds_as_many_rows(
     cost = plan_cost(str(path)).cache
     assert cost is not None
     assert cost.num_rows == 24 + 9 + 7
-    said = f"For 40 rows of 200 tokens it takes about {spell_size(cost.num_bytes)} of the disk, as float32.\n"
+    said = f"For 40 rows of 200 tokens it takes about {spell_size(cost.num_bytes)} of the disk, as float32"
     assert said in call("plan", path).stdout
     run.train(load_config(path))
     (store,) = list_stores(tmp_path / "cache")

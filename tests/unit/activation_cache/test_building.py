@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset
 from transformers import BatchEncoding
 
 from hf_freeze import ActivationCache, CacheError
@@ -238,7 +238,7 @@ class TestCost:
         self, passes: float, padded: float, fetching: float, stored: float, reason: str | None, before: bool
     ) -> None:
         found = Survey(
-            Rows(loader_of(ROWS), ()),
+            rows=Rows(loader_of(ROWS), ()),
             num_rows=10,
             stored_share=stored,
             row_bytes=1.0,
@@ -389,13 +389,6 @@ def test_workers_fetch_the_rows(tmp_path: Path, context: str) -> None:
     assert hits_and_misses(cache, loader_of(ROWS)) == ALL_HIT
 
 
-class Stream(IterableDataset[Batch]):
-    """Rows that come one after the other, once."""
-
-    def __iter__(self) -> Iterator[Batch]:
-        yield from ROWS
-
-
 def first_of(rows: Sequence[Batch]) -> Batch:
     return collate(rows[:1])
 
@@ -406,14 +399,6 @@ def first_of(rows: Sequence[Batch]) -> Batch:
     [
         ([], collate, "there are no rows"),
         (ROWS, first_of, "the collator does not make one row of the batch from each row of the dataset"),
-        (
-            Stream(),
-            collate,
-            (
-                "the rows of a Stream cannot be fetched twice, to see whether they stay the same; a "
-                "datasets.IterableDataset or a dataset with a length can"
-            ),
-        ),
         (
             table().with_transform(
                 lambda rows: {
@@ -430,7 +415,7 @@ def first_of(rows: Sequence[Batch]) -> Batch:
             "the same rows give other inputs each time they are fetched (augmentation, masking)",
         ),
     ],
-    ids=["no rows", "a batch of other rows", "a stream", "augmentation", "augmentation in each epoch"],
+    ids=["no rows", "a batch of other rows", "augmentation", "augmentation in each epoch"],
 )
 def test_rows_that_cannot_be_stored(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, data: Any, collator: Any, reason: str, enabled: object

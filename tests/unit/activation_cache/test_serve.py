@@ -379,6 +379,17 @@ def test_serve_leaves_the_batch_alone_and_yields_it_without_keys(tmp_path: Path)
     cache.close()
 
 
+def test_a_batch_that_is_no_mapping_is_refused_in_words(tmp_path: Path) -> None:
+    cache = cache_of(frozen_bert(), tmp_path)
+    message = (
+        "serve: a batch maps the names of the model's inputs to tensors; got a list. Pass what the model is called "
+        'with, such as {"input_ids": input_ids}.'
+    )
+    batch: Any = [1, 2]
+    with pytest.raises(CacheError, match=f"^{re.escape(message)}$"), cache.serve(batch):
+        pass
+
+
 def test_a_cache_that_is_off_yields_the_batch_without_keys(tmp_path: Path) -> None:
     cache = cache_of(frozen_bert(), tmp_path, enabled=False)
     batch = KeyCollator(collate)(ROWS)

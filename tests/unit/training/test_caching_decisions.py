@@ -262,6 +262,26 @@ class Stream(IterableDataset[dict[str, Any]]):
         yield from sentences().to_list()
 
 
+class Once(IterableDataset[dict[str, Any]]):
+    """Rows that come once, as those of a file that is read."""
+
+    def __init__(self) -> None:
+        self.rows = iter(sentences().to_list())
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return self
+
+    def __next__(self) -> dict[str, Any]:
+        return dict(next(self.rows))
+
+
+class Wrapped(Once):
+    """The same behind an iterator that is new each time."""
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        yield from self.rows
+
+
 class TestIterables:
     def test_streams_of_datasets_are_stored_on_first_sight(self, tmp_path: Path) -> None:
         cold, _ = assert_caching_changes_nothing(
@@ -274,12 +294,39 @@ class TestIterables:
         assert cold.cache.stats.misses == 40
         assert cold.cache.stats.hits > 0
 
-    def test_other_streams_are_off(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-        reason = (
-            "the rows of a Stream cannot be fetched twice, to see whether they stay the same; a "
-            "datasets.IterableDataset or a dataset with a length can"
+    def test_other_streams_are_not_read_unless_that_is_asked_for(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        stream = Stream()
+        with caplog.at_level(logging.WARNING, logger="hf_freeze"):
+            run = trained(tmp_path, auto(tmp_path), train_dataset=stream)
+        assert run.cache.reason == (
+            "looking at rows of a Stream, to see whether they stay the same, might use them up; with enabled: true "
+            "they are looked at, and those of a datasets.IterableDataset or a dataset with a length always"
         )
-        assert_off(tmp_path, caplog, reason, train_dataset=Stream())
+        assert caplog.messages == [f"activation_cache: off. {spoken(run.cache.reason)}"]
+        assert stored_files(tmp_path) == []
+
+    def test_other_streams_that_start_anew_are_stored_on_first_sight_where_that_is_asked_for(
+        self, tmp_path: Path
+    ) -> None:
+        options = {"max_steps": 14}
+        cold, _ = assert_caching_changes_nothing(tmp_path, train_dataset=Stream(), eval_dataset=None, options=options)
+        assert (cold.cache.stats.built, cold.cache.stats.misses) == (0, 40)
+
+    def test_streams_that_come_once_are_refused_before_a_row_is_read(self, tmp_path: Path) -> None:
+        stream = Once()
+        reason = (
+            "the rows of a Once come once, and it cannot be seen whether they stay the same; an __iter__ that starts "
+            "anew each time, a datasets.IterableDataset or a dataset with a length shows it"
+        )
+        with pytest.raises(CacheError, match=required(reason)):
+            trained(tmp_path, {**auto(tmp_path), "enabled": True}, train_dataset=stream)
+        assert len(list(stream)) == 40
+
+    def test_streams_that_are_used_up_by_looking_are_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(CacheError, match=required(CHANGES)):
+            trained(tmp_path, {**auto(tmp_path), "enabled": True}, train_dataset=Wrapped())
 
 
 def padded_left(rows: Sequence[Mapping[str, Any]], *, width: int | None = None) -> Any:
