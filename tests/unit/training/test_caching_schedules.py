@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -72,17 +73,26 @@ def test_a_deeper_prefix_is_computed_from_the_shallower_one(tmp_path: Path, monk
 
 def test_the_best_model_of_another_depth_is_evaluated_from_its_own_prefix(tmp_path: Path) -> None:
     best = {"save_strategy": "steps", "save_steps": 7, "eval_steps": 7, "load_best_model_at_end": True}
+    best |= {"metric_for_best_model": "earliness", "greater_is_better": True}  # the first evaluation stays the best
+    evaluations = itertools.count()
     # The blocks that freeze at step 14 are not those of step 7, and come back as they were then.
     first = {"until": {"step": 14}, "freeze": {"blocks": {"first": 1}}}
     phases = {"type": "phases", "phases": [first, PHASES[3]], "warmup": 0}
-    # With so high a rate every step makes it worse: the first evaluation stays the best.
-    cached = trained(
-        tmp_path, section(tmp_path), schedule=phases, freeze=None, options={**OPTIONS, **best, "learning_rate": 0.5}
-    ).trainer
+    result = trained(
+        tmp_path,
+        section(tmp_path),
+        schedule=phases,
+        freeze=None,
+        options={**OPTIONS, **best, "learning_rate": 0.1},
+        compute_metrics=lambda prediction: {"earliness": -next(evaluations)},
+    )
+    cached = result.trainer
     assert cached.state.best_global_step == 7
     assert (cached.timeline[0].step, cached.timeline[0].depth, cached.plan.depth) == (14, 3, 3)
     hits = cached.activation_cache.stats.hits
-    assert cached.evaluate()["eval_loss"] == pytest.approx(cached.state.best_metric, abs=1e-5)
+    first_loss, *later = result.evaluations
+    assert abs(later[-1] - first_loss) > 0.01
+    assert cached.evaluate()["eval_loss"] == pytest.approx(first_loss, abs=1e-5)
     assert cached.activation_cache.is_on
     assert cached.activation_cache.stats.hits + cached.activation_cache.stats.misses > hits
 
