@@ -352,7 +352,8 @@ def test_padding_on_the_left_to_the_longest_is_off(tmp_path: Path, caplog: pytes
 def test_padding_on_the_left_to_one_length_is_on(tmp_path: Path) -> None:
     """Though the longest row fills it."""
     collate = partial(padded_left, width=max(map(len, sentences()["input_ids"])))
-    run = trained(tmp_path, auto(tmp_path), build=tiny_gpt2, labels="words", data_collator=collate)
+    section = {**auto(tmp_path), "build": "eager"}
+    run = trained(tmp_path, section, build=tiny_gpt2, labels="words", data_collator=collate)
     assert run.cache.is_on
     assert run.cache.stats.built == run.cache.num_rows
     assert run.cache.stats.misses == 0
@@ -387,7 +388,7 @@ def test_router_logits_are_off(tmp_path: Path, caplog: pytest.LogCaptureFixture)
 class TestRoom:
     def test_rows_that_are_more_than_max_size_allows(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         reason = "the rows need about 0.1 MB, and activation_cache.max_size allows 0.0 MB"
-        assert_off(tmp_path, caplog, reason, section={"max_size": 20_000})
+        assert_off(tmp_path, caplog, reason, section={"max_size": 20_000, "build": "eager"})
 
     @pytest.mark.parametrize("enabled", ["auto", True])
     def test_rows_that_are_stored_until_max_size_is_reached(
