@@ -351,7 +351,7 @@ class ActivationCache:
         self.stats.computed_positions += hidden[..., 0].numel()
         dtype = STORED_DTYPES.get(self.section.dtype, hidden.dtype)
         try:
-            whole = trimming.reason_to_keep_padding(replay, inputs, keyed, hidden, self._loss)
+            whole = trimming.reason_to_keep_padding(replay, inputs, keyed, self._loss)
             reason = checks.reason_of_dtype(replay, inputs, keyed, hidden, dtype, self._loss)
         except _MODEL_ERRORS as error:
             reason = f"the loss of a few rows cannot be computed ({type(error).__name__}: {error})"

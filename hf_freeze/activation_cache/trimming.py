@@ -24,15 +24,16 @@ _SHORT = 4
 
 
 def reason_to_keep_padding(
-    replay: Replay, inputs: Mapping[str, Any], keyed: Mapping[str, Any], hidden: torch.Tensor, loss: Loss | None
+    replay: Replay, inputs: Mapping[str, Any], keyed: Mapping[str, Any], loss: Loss | None
 ) -> str | None:
     """Returns why rows cannot be stored without their padding, or None.
+
+    Under FSDP all processes run the prefix together: how often does not depend on the rows of the batch.
 
     Args:
         replay: The prefix.
         inputs: A batch, labels included.
         keyed: What of it the prefix reads.
-        hidden: The prefix's output for it, of shape (B, L, H).
         loss: What computes the loss, where that is not the model.
     """
     if padding_matters(replay, inputs):
@@ -40,10 +41,10 @@ def reason_to_keep_padding(
     # What is behind the prefix must not read padding either.
     padded = _with_padding(replay.model, inputs)
     padded_keyed = {name: padded[name] for name in keyed}
-    served = (hidden if padded is inputs else replay.prefix(padded)).clone()
+    served = replay.prefix(padded).clone()
     for index, length in enumerate(row_lengths(padded_keyed) or ()):
         served[index, length:] = 0
-    if differs_in_training(replay, padded, padded_keyed, served, _UNPADDED_TOLERANCE[hidden.dtype], loss):
+    if differs_in_training(replay, padded, padded_keyed, served, _UNPADDED_TOLERANCE[served.dtype], loss):
         return "the loss, or what the model makes of a row, depends on what stands at its padding"
     return None
 
@@ -64,12 +65,14 @@ def padding_matters(replay: Replay, inputs: Mapping[str, Any]) -> bool:
     row = max(range(len(lengths)), key=lengths.__getitem__)
     half, width = lengths[row] // 2, mask.shape[1]
     whole = select_rows(inputs, [row, row], batch_size(inputs))
-    if half == 0 or replay.prefix(whole).shape[1] != width:
+    if replay.prefix(whole).shape[1] != width:
         return True
+    cuts = max(1, half), max(1, min(half, _SHORT))
     try:
-        return any(_changes_behind(replay, whole, width, length) for length in {half, min(half, _SHORT)})
+        changes = [_changes_behind(replay, whole, width, length) for length in cuts]
     except (IndexError, ModulesReplaced, RuntimeError, ValueError):
         return True  # The model takes rows of one length only.
+    return any(changes) or half == 0  # A row of one token tells nothing.
 
 
 def _changes_behind(replay: Replay, whole: Mapping[str, Any], width: int, length: int) -> bool:
