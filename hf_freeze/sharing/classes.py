@@ -93,7 +93,8 @@ def as_dtype(value: object, default: torch.dtype) -> torch.dtype:
     """
     if value is None or value == "auto":
         return default
-    names = {name: dtype for name, dtype in vars(torch).items() if isinstance(dtype, torch.dtype)}
+    dtypes = {name: dtype for name, dtype in vars(torch).items() if isinstance(dtype, torch.dtype)}
+    names = {name: dtype for name, dtype in dtypes.items() if dtype.is_floating_point}
     dtype = value if isinstance(value, torch.dtype) else names.get(str(value).removeprefix("torch."))
     if dtype is None or not dtype.is_floating_point:
         raise ConfigError(

@@ -118,6 +118,7 @@ def verify_model(
     trained = load_source(source, base=None if source.kind == "plain" else base, **shared)
     original, fresh = load_recorded_base(source, record, base=base, **shared)
     layout = find_layout(original, blocks_path=record.blocks_path)
+    _check_roles(source.name, record, layout)
     pairs = _pairs(trained, original, layout, record, fresh)
     base_name = record.base if base is None else str(base)
     _check_comparable(source.name, base_name, pairs)
@@ -165,6 +166,17 @@ def _pairs(
             is_frozen = name not in record.trained_names
         pairs.append(_Pair(name, role, is_frozen, name in fresh, before.detach(), after[name].detach()))
     return pairs
+
+
+def _check_roles(name: str, record: TrainingRecord, layout: Layout) -> None:
+    """Refuses a record that says nothing of a role which the model has."""
+    unknown = sorted(layout.modules.keys() - record.plan["roles"].keys())
+    if unknown:
+        raise ConfigError(
+            f"{name}: its record does not say what was frozen in {', '.join(unknown)}; got "
+            f"{', '.join(sorted(record.plan['roles'])) or 'no role'}. {PLAN_FILE} or {DELTA_FILE} was changed, or is "
+            "that of another model. Name the folder as the run has written it."
+        )
 
 
 def _check_comparable(name: str, base: str, pairs: Iterable[_Pair]) -> None:

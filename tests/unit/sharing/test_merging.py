@@ -87,6 +87,7 @@ def test_unknown_formats_and_types_are_refused(plain: Trained, tmp_path: Path) -
             f"auto, "
             "the type that they were saved in."
         )
+        assert f"Did you mean {dtype!r}" not in str(caught.value)
 
 
 def test_what_was_said_of_another_run_goes_with_its_model(plain: Trained, tmp_path: Path) -> None:

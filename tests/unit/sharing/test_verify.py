@@ -18,6 +18,7 @@ from hf_freeze.errors import ConfigError, PlanError, ShareError
 from hf_freeze.sharing.loading import load_model
 from hf_freeze.sharing.verify import Verification, verify_model
 from hf_freeze.training import FreezeTrainer
+from hf_freeze.training.record import PLAN_FILE
 from tests.tiny import tiny_bert, tiny_gpt2
 from tests.unit.sharing.trained import KINDS, Trained, logits, tiny_mixtral, train, train_gpt2
 from tests.unit.training.runs import arguments, rows
@@ -237,6 +238,20 @@ def test_under_a_schedule_only_what_never_trained_counts_as_frozen(tmp_path: Pat
     assert {role: changes[role].num_moved > 0 for role in expected} == expected
     assert all(changes[role].num_trained == 16 * moved for role, moved in expected.items() if role != "blocks[3]")
     assert torch.equal(logits(load_model(trained.folder)), logits(trained.model))
+
+
+def test_a_record_that_leaves_out_a_role_is_refused(copy_of_plain: Path) -> None:
+    file = copy_of_plain / PLAN_FILE
+    record = json.loads(file.read_text())
+    del record["plan"]["roles"]["blocks[2]"]
+    file.write_text(json.dumps(record))
+    with pytest.raises(ConfigError) as caught:
+        verify_model(copy_of_plain)
+    assert str(caught.value) == (
+        f"{copy_of_plain}: its record does not say what was frozen in blocks[2]; got blocks[0], blocks[1], blocks[3], "
+        "embeddings, head. hf_freeze_plan.json or hf_freeze_delta.json was changed, or is that of another model. Name "
+        "the folder as the run has written it."
+    )
 
 
 def test_what_a_schedule_never_thawed_and_has_moved_is_found(tmp_path: Path) -> None:
