@@ -110,7 +110,7 @@ def predicted(plan: Contender, options: argparse.Namespace) -> PlanCost:
             f"eval_strategy: epoch, per_device_eval_batch_size: {options.batch_size}, "
             f"per_device_train_batch_size: {options.batch_size}}}\n"
         )
-        overrides = [f"freeze.blocks.first={plan.depth}"] if plan.depth else []
+        overrides = [f"freeze.blocks.first={plan.depth}", "activation_cache.enabled=true"] if plan.depth else []
         overrides += [f"adapters={[{**each} for each in plan.adapters]}"] if plan.adapters else []
         return plan_cost(str(config), overrides)
 
