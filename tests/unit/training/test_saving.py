@@ -220,7 +220,7 @@ def test_a_tied_head_that_trained_is_written_whole_and_the_log_says_why(
     freeze = {"embeddings": "full", "blocks": {"first": 2}}
     model = moved(freeze_model(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), freeze, (lora,)))
     expected = logits(model, WORDS)
-    trainer = FreezeTrainer(model, arguments(tmp_path), freeze=freeze)
+    trainer = FreezeTrainer(model, arguments(tmp_path), freeze=freeze, activation_cache={"enabled": False})
     with caplog.at_level(logging.WARNING, logger="hf_freeze"):
         trainer.save_model(str(tmp_path / "out"))
     assert caplog.messages == [
