@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from hf_freeze.activation_cache.folders import check_folder, default_folder, default_max_size, nearest_existing
-from hf_freeze.activation_cache.housekeeping import prune, stored_bytes
+from hf_freeze.activation_cache.housekeeping import list_stores, prune, stored_bytes
 from hf_freeze.activation_cache.store import ActivationStore
 from hf_freeze.config import ActivationCacheConfig
 from hf_freeze.errors import CacheError
@@ -37,6 +37,14 @@ class Shelf:
         if self._section.max_size is not None:
             return self._section.max_size
         return default_max_size(self.root, num_stored=stored_bytes(self.root))
+
+    def may_hold(self, depth: int) -> bool:
+        """Returns whether there are stores that a prefix could read, or be computed from, whatever they were made with.
+
+        Args:
+            depth: The number of blocks in the prefix.
+        """
+        return any(info.depth <= depth for info in list_stores(self.root))
 
     def open(
         self, fingerprints: Sequence[str], *, model: str, dtype: torch.dtype

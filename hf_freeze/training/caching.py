@@ -10,7 +10,7 @@ import contextlib
 import copy
 import math
 import weakref
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -35,10 +35,14 @@ from hf_freeze.activation_cache.comparing import Loss
 from hf_freeze.activation_cache.keys import KEYS
 from hf_freeze.activation_cache.outputs import CacheStats
 from hf_freeze.activation_cache.processes import all_agree, first_reason
-from hf_freeze.activation_cache.rows import Survey, kept_random_state
+from hf_freeze.activation_cache.rows import Amount, Rows, Survey, kept_random_state
+from hf_freeze.activation_cache.shelf import Shelf
 from hf_freeze.config import ActivationCacheConfig
 from hf_freeze.plan.resolve import FreezePlan
 from hf_freeze.training.scheduling import SchedulingMixin
+
+# No batch is padded to more than so many times the length of its rows.
+_WIDEST = 1000
 
 
 class CachingMixin(SchedulingMixin):
@@ -128,11 +132,10 @@ class CachingMixin(SchedulingMixin):
         self.activation_cache.close()
         cache = self.activation_cache = self._new_cache()
         cache.stats = cache.stats if stats is None else stats
-        reason = self._reason_of_backend()
         if self.scheduled is not None and self.plan.depth == 0:
             # Not an error where the cache is asked for: the schedule may freeze blocks later.
             cache.is_decided, cache.reason = True, reason_of_plan(self.plan)
-        elif reason is not None:
+        elif (reason := self._reason_of_backend() or self._reason_without_looking(cache, train_dataloader)) is not None:
             cache.turn_off(reason)
         elif cache.prepare_from(train_dataloader):
             self._build(cache, train_dataloader)
@@ -167,6 +170,37 @@ class CachingMixin(SchedulingMixin):
         if plugin is not None and plugin.zero_stage == 3:
             return "ZeRO stage 3 shards the frozen blocks, which DeepSpeed gathers only when it calls them itself"
         return None
+
+    def _reason_without_looking(self, cache: ActivationCache, train_dataloader: DataLoader[Any]) -> str | None:
+        """Returns why the cache does not pay however much padding it saves, where that is known without the model.
+
+        A run of few steps is not to wait until it is found out that the cache holds, and then leave it off.
+        """
+        if cache.section.enabled != "auto" or reason_of_plan(self.plan) is not None:
+            return None
+        reason, found = None, list[tuple[Amount, float]]()
+        for loader in (train_dataloader, *self._evaluation_loaders()):
+            lengths = Rows(loader, cache.unkeyed).lengths
+            if not lengths:
+                return None
+            passes = self._evaluation_passes() if found else self._train_passes(len(lengths))
+            found.append((self._amount_at_best(lengths), passes))
+        if not Shelf(cache.section).may_hold(self.plan.depth):
+            reason = reason_of_cost(found, position_seconds=1.0)
+        return reason if all_agree(reason is not None) else None
+
+    def _amount_at_best(self, lengths: Sequence[int]) -> Amount:
+        """Returns how much rows are of which none is stored, in batches that are padded as far as any could be."""
+        mean = sum(lengths) / len(lengths)
+        padded = mean if self.args.train_sampling_strategy == "group_by_length" else mean * _WIDEST
+        return Amount(
+            num_rows=len(lengths),
+            stored_share=0.0,
+            row_bytes=0.0,
+            positions=mean,
+            padded_positions=padded,
+            fetch_seconds=0.0,
+        )
 
     def _build(self, cache: ActivationCache, train_dataloader: DataLoader[Any]) -> None:
         """Builds what will be read more than once, or turns the cache off where computing anew is as cheap."""

@@ -160,6 +160,25 @@ class TestPaying:
         assert run.cache.reason == ONE_PASS
         assert run.cache.stats.built == run.cache.stats.misses == run.cache.stats.hits == 0
 
+    @pytest.mark.parametrize(
+        "options", [{"train_sampling_strategy": "group_by_length"}, {"num_train_epochs": 3, "max_steps": 2}]
+    )
+    def test_what_cannot_pay_is_off_without_a_call_of_the_model(self, tmp_path: Path, options: dict[str, Any]) -> None:
+        calls: dict[str, int] = {}
+        for name, section in (("plain", {"enabled": False}), ("auto", auto(tmp_path))):
+            model = tiny_bert()
+            calls[name] = 0
+
+            def count(*_: object, name: str = name) -> None:
+                calls[name] += 1
+
+            model.register_forward_pre_hook(count)
+            run = trained(
+                tmp_path, section, build=lambda model=model: model, eval_dataset=None, options={**epochs(1), **options}
+            )
+        assert run.cache.reason == ONE_PASS
+        assert calls["auto"] == calls["plain"] >= run.trainer.state.max_steps
+
     def test_evaluation_in_each_epoch_counts(self, tmp_path: Path) -> None:
         keywords = {"train_dataset": self.same_length(), "eval_dataset": self.same_length()}
         options = {"per_device_train_batch_size": 8, "eval_strategy": "steps", "eval_steps": 1}
