@@ -302,7 +302,10 @@ def test_runs_that_are_too_short(options: dict[str, Any], run: RunLength, messag
 
 def test_a_last_phase_may_name_the_end_of_a_run_that_ends_within_an_epoch() -> None:
     phases = [{"until": {"epoch": 1}, "freeze": {}}, {"until": {"epoch": 1.5}, "freeze": {}}]
-    schedule_of({"type": "phases", "phases": phases}).begin(RunLength(8, 5, False))
+    schedule = schedule_of({"type": "phases", "phases": phases})
+    schedule.begin(RunLength(8, 5, False))
+    choices = [schedule.decide(moment) for moment in moments(8)]
+    assert [choice.numbers["phase"] for choice in choices if choice is not None] == [0] * 5 + [1] * 3
 
 
 @pytest.mark.parametrize(
