@@ -134,7 +134,7 @@ def _build(outputs: PrefixOutputs, rows: Rows, order: Sequence[int], bar: tqdm[N
         pending += fresh
         pending_bytes += sum(value.nbytes for _, value in fresh)
         if pending_bytes >= _BYTES_AT_ONCE:
-            outputs.stats.built += outputs.store.put(pending)
+            outputs.stats.built += outputs.put(pending)
             pending, pending_bytes = [], 0
         num_positions += sum(outputs.num_positions(keyed))
         rate = num_positions / (time.perf_counter() - start)
@@ -142,4 +142,4 @@ def _build(outputs: PrefixOutputs, rows: Rows, order: Sequence[int], bar: tqdm[N
         bar.update(len(names))
         if not outputs.store.writable and not outputs.runs_on_all:
             break
-    outputs.stats.built += outputs.store.put(pending)
+    outputs.stats.built += outputs.put(pending)

@@ -6,7 +6,6 @@ Shapes: `B` batch, `L` sequence length of the batch, padding included, `H` hidde
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -19,11 +18,11 @@ from hf_freeze.activation_cache import building, checks, trimming
 from hf_freeze.activation_cache.collator import keyed_inputs, with_keys
 from hf_freeze.activation_cache.comparing import Loss
 from hf_freeze.activation_cache.housekeeping import remove_if_empty
-from hf_freeze.activation_cache.keys import KEYS, decoder_inputs, model_name, prefix_fingerprints, product_precision
+from hf_freeze.activation_cache.keys import KEYS, decoder_inputs, model_name, prefix_fingerprints
 from hf_freeze.activation_cache.notices import say_off, sentence
 from hf_freeze.activation_cache.outputs import CacheStats, PrefixOutputs
-from hf_freeze.activation_cache.processes import first_reason, of_all_shards, rank_and_world
-from hf_freeze.activation_cache.records import STORED_DTYPES, dtype_name
+from hf_freeze.activation_cache.processes import all_agree, first_reason, of_all_shards, rank_and_world
+from hf_freeze.activation_cache.records import STORED_DTYPES
 from hf_freeze.activation_cache.replay import ModulesReplaced, Replay
 from hf_freeze.activation_cache.rows import Rows, Survey, kept_random_state
 from hf_freeze.activation_cache.shelf import Shelf
@@ -37,8 +36,6 @@ from hf_freeze.plan.wrappers import unwrap_model
 
 # What a model may raise on a batch that is not meant for it as it is.
 _MODEL_ERRORS = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
-# What a dataset or a collator may raise for rows that it is not asked for in training, or not alone.
-_FETCH_ERRORS = (*_MODEL_ERRORS, AssertionError, OSError)
 
 
 class ActivationCache:
@@ -95,7 +92,6 @@ class ActivationCache:
         self.is_decided = False
         self.keys_repeat = False
         self._shelf = Shelf(self.section)
-        self._watch: PrefixWatch | None = None
 
     @property
     def is_on(self) -> bool:
@@ -139,17 +135,11 @@ class ActivationCache:
             CacheError: The cache does not hold, and `enabled` is true.
         """
         reason = self._reason_without_rows()
-        batch: dict[str, Any] | None = None
+        batch, widths_vary = None, True
         if reason is None:
-            with kept_random_state():
-                rows = Rows(loader, self.unkeyed)
-                try:
-                    batch, reason = rows.fetch_probe(checks.PROBE_SIZE, reads_any_stream=self.section.enabled is True)
-                    widths_vary = batch is not None and not rows.repeat_in_any_company(batch)
-                except _FETCH_ERRORS as error:
-                    reason = f"rows cannot be fetched outside of training ({type(error).__name__}: {error})"
-        reason = first_reason(reason)
-        if reason is not None or batch is None:
+            rows = Rows(loader, self.unkeyed)
+            batch, widths_vary, reason = rows.probe(checks.PROBE_SIZE, reads_any_stream=self.section.enabled is True)
+        if (reason := first_reason(reason)) is not None or batch is None:
             return self._decide(reason)
         device = next(self.model.parameters()).device
         batch = {n: v.to(device) if isinstance(v, torch.Tensor) else v for n, v in batch.items()}
@@ -178,6 +168,17 @@ class ActivationCache:
         rows = Rows(loader, self.unkeyed)
         return building.survey(self._on(), rows) if rows.has_length and len(rows) > 0 else None
 
+    def reserve(self, num_bytes: int) -> bool:
+        """Makes room for rows by removing stores that are longest unused; turns the cache off where there is none.
+
+        Args:
+            num_bytes: What the rows will take.
+
+        Raises:
+            CacheError: The cache is off, or there is no room and `enabled` is true.
+        """
+        return self._decide(first_reason(self._shelf.reserve(self._on().store, num_bytes)))
+
     def build(self, *loaders: DataLoader[Any], show_progress: bool = True) -> None:
         """Computes and stores the rows of some loaders that are not stored, in batches of rows of equal length.
 
@@ -195,8 +196,8 @@ class ActivationCache:
             self.prepare_from(loaders[0])
         if self._outputs is None:
             return
-        surveys = [self.survey(loader) for loader in loaders]
-        self.build_surveyed([found for found in surveys if found is not None], show_progress=show_progress)
+        surveys = [found for loader in loaders if (found := self.survey(loader)) is not None]
+        self.build_surveyed(surveys, show_progress=show_progress)
 
     def build_surveyed(self, surveys: Sequence[Survey], *, show_progress: bool = True) -> None:
         """Builds as `build` does, from what `survey` has found.
@@ -208,9 +209,8 @@ class ActivationCache:
         Raises:
             CacheError: The cache is off, or does not fit and `enabled` is true.
         """
-        outputs = self._on()
-        reason = self._shelf.reserve(outputs.store, sum(found.missing_bytes for found in surveys))
-        if not self._decide(first_reason(reason)):
+        outputs, reason = self._on(), None
+        if not self.reserve(sum(found.missing_bytes for found in surveys)):
             return
         try:
             for found in surveys:
@@ -279,13 +279,20 @@ class ActivationCache:
                 self._decide(str(error))
             yield inputs
 
+    def check_weights(self) -> None:
+        """Reads all weights of the prefix, and has the next batch decide anew where any was written since.
+
+        `serve` does so every so many batches, where there is one process; otherwise all of them have to call it.
+        """
+        if self._outputs is not None and not all_agree(not self._outputs.watch.values_changed()):
+            self.refresh()
+
     def refresh(self) -> None:
         """Has the next batch decide anew and take the fingerprint anew, as after weights were loaded.
 
         This happens by itself where modules or parameters of the prefix are replaced, where parameters change (in
         place, their memory, or their dtype) or train, where another plan is applied, and with autocast and the
-        attention implementation. Only buffers, values that are written through `parameter.data`, and sharded weights
-        change unseen.
+        attention implementation; `check_weights` finds what was written otherwise, but into buffers and shards.
         """
         self.close()
         if self.is_on:
@@ -344,11 +351,7 @@ class ActivationCache:
             return f"the model cannot be called with a batch as it is ({type(error).__name__}: {error})"
         if reason is not None:
             return reason
-        start = time.perf_counter()
-        hidden = replay.prefix(inputs)
-        hidden.flatten()[0].item()  # waits for the device
-        self.stats.compute_seconds += time.perf_counter() - start
-        self.stats.computed_positions += hidden[..., 0].numel()
+        hidden = self.stats.time_prefix(replay, inputs)
         dtype = STORED_DTYPES.get(self.section.dtype, hidden.dtype)
         try:
             whole = trimming.reason_to_keep_padding(replay, inputs, keyed, self._loss)
@@ -363,10 +366,11 @@ class ActivationCache:
         if not self.keys_repeat and self.section.enabled == "auto":
             return trimming.reason_of_widths(whole or "padding comes first")
         store, shallower = self._open(replay, dtype)
-        exact = {
-            depth: each for depth, each in shallower.items() if checks.grows_exactly(replay, inputs, hidden, depth)
-        }
-        outputs = PrefixOutputs(replay, store, exact, trims=trims, stored_dtype=dtype, hidden=hidden, stats=self.stats)
+        exact = {k: each for k, each in shallower.items() if checks.grows_exactly(replay, inputs, hidden, k)}
+        watch = PrefixWatch(self.model, self.plan, replay)
+        outputs = PrefixOutputs(
+            replay, store, exact, watch, trims=trims, stored_dtype=dtype, hidden=hidden, stats=self.stats
+        )
         if checks.is_stored_wrongly(outputs, hidden, keyed):
             return (
                 f"what is stored in {store.folder} is not what the frozen blocks compute; something in them, such as a "
@@ -377,21 +381,13 @@ class ActivationCache:
 
     def _open(self, replay: Replay, dtype: torch.dtype) -> tuple[ActivationStore, dict[int, ActivationStore]]:
         """Opens the store of the prefix, and those of shorter prefixes that exist."""
-        device = next(self.model.parameters()).device.type
-        prints = prefix_fingerprints(
-            self.model,
-            self.plan,
-            depth=self.plan.depth,
-            environment=f"autocast {replay.precision} stored {dtype_name(dtype)} device {device} "
-            f"products {product_precision()}",
-        )
+        prints = prefix_fingerprints(self.model, self.plan, precision=replay.precision, dtype=dtype)
         if isinstance(unwrap_model(self.model), FSDPModule):
             prints = of_all_shards(prints)
-        self._watch = PrefixWatch(self.model, self.plan, replay)
         return self._shelf.open(prints, model=model_name(self.model), dtype=dtype)
 
     def _refresh_if_changed(self) -> None:
-        if self._outputs is None or self._watch is None:
+        if self._outputs is None:
             return
-        if (self._follows_model and plan_of(self.model) is not self.plan) or self._watch.has_changed():
+        if (self._follows_model and plan_of(self.model) is not self.plan) or self._outputs.watch.has_changed():
             self.refresh()

@@ -15,6 +15,7 @@ import transformers
 from torch import nn
 from transformers import PreTrainedModel
 
+from hf_freeze.activation_cache.records import dtype_name
 from hf_freeze.activation_cache.sources import source_digests
 from hf_freeze.plan.audit import tensor_digest
 from hf_freeze.plan.places import ROLE_EMBEDDINGS, block_role
@@ -174,27 +175,30 @@ def product_precision() -> str:
     return " ".join(str(place.fp32_precision).replace("none", "ieee") for place in places)
 
 
-def prefix_fingerprints(model: nn.Module, plan: FreezePlan, *, depth: int, environment: str) -> tuple[str, ...]:
-    """Returns the fingerprints of the frozen prefixes of depth 1, 2, ... up to `depth`.
+def prefix_fingerprints(model: nn.Module, plan: FreezePlan, *, precision: str, dtype: torch.dtype) -> tuple[str, ...]:
+    """Returns the fingerprints of the frozen prefixes of depth 1, 2, ... up to that of the plan.
 
     A fingerprint covers the modules, weights and buffers of the prefix, the model's config and attention
-    implementations, the source of its modelling files, the versions of torch and Transformers, and what is added.
+    implementations, its device, how numbers are rounded and stored, the source of its modelling files, and the versions
+    of torch and Transformers.
 
     Args:
         model: The model that carries the plan.
-        plan: What is frozen; its first `depth` blocks are.
-        depth: The number of blocks in the longest prefix.
-        environment: What else decides the values: autocast, stored dtype, device.
+        plan: What is frozen.
+        precision: The autocast dtype that the prefix runs under, or "none".
+        dtype: What its outputs are stored in.
     """
     reshard(model)
     root = canonical_tree(model)
     prefix = hashlib.blake2b(digest_size=KEY_SIZE)
-    for line in (*_describe(root.inner), *_sources(root, plan, depth), environment):
+    device = next(model.parameters()).device.type
+    environment = f"autocast {precision} stored {dtype_name(dtype)} device {device} products {product_precision()}"
+    for line in (*_describe(root.inner), *_sources(root, plan), environment):
         prefix.update(line.encode() + b"\n")
     contents = _contents(root, plan)
     prefix.update(contents[ROLE_EMBEDDINGS].digest())
     fingerprints = []
-    for index in range(depth):
+    for index in range(plan.depth):
         prefix.update(contents[block_role(plan.layout.stacks[0].name, index)].digest())
         fingerprints.append(prefix.hexdigest())
     return tuple(fingerprints)
@@ -210,10 +214,10 @@ def _describe(model: nn.Module) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def _sources(root: Node, plan: FreezePlan, depth: int) -> tuple[str, ...]:
+def _sources(root: Node, plan: FreezePlan) -> tuple[str, ...]:
     """Returns the digests of the modelling files, without those of what runs behind the prefix, such as adapters."""
     places = {path: role for role, paths in plan.layout.modules.items() for path in paths}
-    prefix = {ROLE_EMBEDDINGS, *(block_role(plan.layout.stacks[0].name, index) for index in range(depth))}
+    prefix = {ROLE_EMBEDDINGS, *(block_role(plan.layout.stacks[0].name, index) for index in range(plan.depth))}
     classes: set[type[nn.Module]] = set()
     for node in root.walk():
         if _place(node.path, places) in prefix:

@@ -20,6 +20,7 @@ from hf_freeze.activation_cache.keys import KEY_SIZE, batch_size, row_keys, row_
 from hf_freeze.activation_cache.records import dtype_name, overflown
 from hf_freeze.activation_cache.replay import Replay, select_rows
 from hf_freeze.activation_cache.store import ActivationStore, size_in_file
+from hf_freeze.activation_cache.watching import PrefixWatch
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +64,20 @@ class CacheStats:
         """How long the prefix takes for a position, in seconds; 0 before it ran."""
         return self.compute_seconds / max(1, self.computed_positions)
 
+    def time_prefix(self, replay: Replay, inputs: Mapping[str, Any]) -> torch.Tensor:
+        """Runs a prefix, counts how long it takes, and returns its output of shape (B, L, H).
+
+        Args:
+            replay: The prefix.
+            inputs: The model's inputs.
+        """
+        start = time.perf_counter()
+        hidden = replay.prefix(inputs)
+        hidden.flatten()[0].item()  # waits for the device
+        self.compute_seconds += time.perf_counter() - start
+        self.computed_positions += hidden[..., 0].numel()
+        return hidden
+
 
 class PrefixOutputs:
     """The outputs of a prefix by the keys of rows.
@@ -70,6 +85,7 @@ class PrefixOutputs:
     Attributes:
         replay: The prefix.
         store: Where its outputs are.
+        watch: Whether the weights are still those that the store belongs to.
         trims: Whether rows are stored without their padding.
         stats: What was done.
         position_bytes: How many bytes one position of a row takes in the store.
@@ -79,6 +95,7 @@ class PrefixOutputs:
         replay: The prefix.
         store: Where its outputs are.
         shallower: Stores of shorter prefixes of the same model by their depth, the deepest first.
+        watch: Whether the weights are still those that the stores belong to.
         trims: Whether rows are stored without their padding.
         stored_dtype: What rows are stored in.
         hidden: An output of the prefix, for its dtype and the shape of one position: (B, L, H).
@@ -90,6 +107,7 @@ class PrefixOutputs:
         replay: Replay,
         store: ActivationStore,
         shallower: Mapping[int, ActivationStore],
+        watch: PrefixWatch,
         *,
         trims: bool,
         stored_dtype: torch.dtype,
@@ -98,6 +116,7 @@ class PrefixOutputs:
     ) -> None:
         self.replay = replay
         self.store = store
+        self.watch = watch
         self.trims = trims
         self.stats = stats
         self.shallower = shallower
@@ -166,7 +185,7 @@ class PrefixOutputs:
             fresh = self.compute(inputs, keyed, missing or [0], names)
             if self.store.writable:
                 start = time.perf_counter()
-                self.store.put(self._as_stored(keyed, missing, fresh, names))
+                self.put(self._as_stored(keyed, missing, fresh, names))
                 self.stats.write_seconds += time.perf_counter() - start
             rounded = fresh.to(self.stored_dtype)
             fresh = torch.where(overflown(fresh, rounded), fresh, rounded.to(self._dtype))
@@ -205,15 +224,11 @@ class PrefixOutputs:
             rows: Which rows.
             names: What the rows of the batch are stored under.
         """
-        start = time.perf_counter()
         chosen = select_rows(inputs, rows, len(names))
         depth, hidden = self._shallower_output(keyed, [names[row] for row in rows])
-        output = self.replay.prefix(chosen, start=depth, hidden=hidden)
         if depth == 0:
-            output.flatten()[0].item()  # waits for the device
-            self.stats.computed_positions += output[..., 0].numel()
-            self.stats.compute_seconds += time.perf_counter() - start
-        return output
+            return self.stats.time_prefix(self.replay, chosen)
+        return self.replay.prefix(chosen, start=depth, hidden=hidden)
 
     def missing(
         self, inputs: Mapping[str, Any], keyed: Mapping[str, Any], names: Sequence[bytes]
@@ -229,6 +244,14 @@ class PrefixOutputs:
         if not self.anywhere(bool(rows)):
             return []
         return self._as_stored(keyed, rows, self.compute(inputs, keyed, rows or [0], names), names)
+
+    def put(self, rows: Sequence[tuple[bytes, torch.Tensor]]) -> int:
+        """Stores rows that were computed, and returns how many; none where the weights are no longer the store's.
+
+        Args:
+            rows: Names and values.
+        """
+        return self.store.put(rows) if rows and not self.watch.values_changed() else 0
 
     def num_positions(self, keyed: Mapping[str, Any]) -> list[int]:
         """Returns how many positions each row of a batch takes in the store.

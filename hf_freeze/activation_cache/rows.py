@@ -27,6 +27,18 @@ from hf_freeze.activation_cache.keys import KEY_SIZE, KEYS
 
 # What gives its rows one after the other only.
 _STREAMS = (datasets.IterableDataset, IterableDataset)
+# What a dataset or a collator may raise for rows that it is not asked for in training, or not alone.
+_FETCH_ERRORS = (
+    AssertionError,
+    AttributeError,
+    IndexError,
+    KeyError,
+    NotImplementedError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 # Rows that are looked at in place of all.
 _SAMPLE_SIZE = 64
 # So many of these are fetched together, and timed.
@@ -79,7 +91,26 @@ class Rows:
             raise TypeError(f"the collator makes a {type(batch).__name__} of its rows in place of a mapping")
         return dict(batch)
 
-    def fetch_probe(self, count: int, *, reads_any_stream: bool) -> tuple[dict[str, Any] | None, str | None]:
+    def probe(self, count: int, *, reads_any_stream: bool) -> tuple[dict[str, Any] | None, bool, str | None]:
+        """Fetches a few rows of different lengths, and leaves random state as it is.
+
+        Args:
+            count: How many rows.
+            reads_any_stream: Whether a stream may be read that might not give what was read again: where the reason is
+                an error, training does not miss it.
+
+        Returns:
+            A batch of the rows, whether rows come out otherwise beside others, padding included, and None; or None,
+            True, and the reason why the rows cannot be stored.
+        """
+        with kept_random_state():
+            try:
+                batch, reason = self._fetch_probe(count, reads_any_stream=reads_any_stream)
+                return batch, batch is None or not self._repeat_in_any_company(batch), reason
+            except _FETCH_ERRORS as error:
+                return None, True, f"rows cannot be fetched outside of training ({type(error).__name__}: {error})"
+
+    def _fetch_probe(self, count: int, *, reads_any_stream: bool) -> tuple[dict[str, Any] | None, str | None]:
         """Returns a batch of a few rows of different lengths, or the reason why its rows cannot be stored.
 
         Args:
@@ -121,11 +152,11 @@ class Rows:
             self.dataset.set_epoch(0)
         return self.fetch(indices), second
 
-    def repeat_in_any_company(self, probe: Mapping[str, Any]) -> bool:
+    def _repeat_in_any_company(self, probe: Mapping[str, Any]) -> bool:
         """Returns whether rows are the same, padding included, by themselves and in a batch with others.
 
         Args:
-            probe: What `fetch_probe` returned.
+            probe: What `_fetch_probe` returned.
         """
         together = probe[KEYS]
         # A stream gives its first rows only.

@@ -25,7 +25,7 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
-from transformers.trainer_utils import IntervalStrategy, align_special_tokens
+from transformers.trainer_utils import EvalLoopOutput, IntervalStrategy, align_special_tokens
 
 from hf_freeze.activation_cache.building import is_quicker_before, reason_of_cost
 from hf_freeze.activation_cache.cache import ActivationCache
@@ -217,6 +217,9 @@ class CachingMixin(SchedulingMixin):
         if (reason := first_reason(reason)) is not None:
             cache.turn_off(reason)
             return
+        if cache.section.enabled is True:
+            # An error before anything is stored, whether rows are stored before training or as they come.
+            cache.reserve(round(sum(min(1.0, passes) * survey.missing_bytes for survey, passes in found)))
         is_asked_for = cache.section.build == "eager"
         if is_asked_for or (cache.section.build == "auto" and cache.keys_repeat):
             # What training does not get through, or what takes long to fetch, is computed when it is needed.
@@ -258,6 +261,16 @@ class CachingMixin(SchedulingMixin):
     @property
     def _steps_left(self) -> int:
         return self.state.max_steps - self.state.global_step
+
+    def evaluation_loop(self, *positional: Any, **keywords: Any) -> EvalLoopOutput:
+        """Evaluates or predicts as the Trainer does, after a look at whether frozen weights are as they were.
+
+        Args:
+            positional: As for the Trainer.
+            keywords: As for the Trainer.
+        """
+        self.activation_cache.check_weights()
+        return super().evaluation_loop(*positional, **keywords)
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
@@ -322,7 +335,7 @@ class CachingMixin(SchedulingMixin):
 
 
 class CacheCallback(TrainerCallback):
-    """Prepares the cache when training begins, and notes its size at the end.
+    """Prepares the cache when training begins, looks after it in each epoch, and notes its size at the end.
 
     Args:
         trainer: The trainer.
@@ -343,6 +356,12 @@ class CacheCallback(TrainerCallback):
         """Decides whether the cache is used for the model as it was made, loaded and wrapped, and builds it."""
         if train_dataloader is not None:
             self.trainer.prepare_activation_cache(train_dataloader)
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Looks whether frozen weights are as they were."""
+        self.trainer.activation_cache.check_weights()
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -122,6 +122,10 @@ def by_other_memory(model: PreTrainedModel) -> None:
     word(model).data = word(model).detach() + 0.5
 
 
+def through_data(model: PreTrainedModel) -> None:
+    word(model).data[7, 3] += 0.5  # which PyTorch does not note
+
+
 def to_double(model: PreTrainedModel) -> None:
     model.double()
 
@@ -152,6 +156,7 @@ CHANGES: list[Callable[[PreTrainedModel], None]] = [
     in_the_last_frozen_block,
     by_load_state_dict,
     by_other_memory,
+    through_data,
     to_double,
     by_assigned_state,
     by_another_parameter,
@@ -182,14 +187,57 @@ def test_a_changed_weight_misses_in_a_new_run(filled: Path, change: Callable[[Pr
     assert of_a_new_run(filled) == ALL_HIT
 
 
-def test_a_weight_that_is_changed_unseen_misses_after_refresh(filled: Path) -> None:
-    cache = cache_of(frozen_bert(), filled)
+class RowsThatWrite:
+    """Writes through `.data` of a frozen weight when one of its rows is fetched for the third time."""
+
+    def __init__(self, model: PreTrainedModel, number: int) -> None:
+        self.model, self.number, self.fetched = model, number, 0
+
+    def __len__(self) -> int:
+        return len(ROWS)
+
+    def __getitem__(self, number: int) -> Any:
+        self.fetched += number == self.number
+        if number == self.number and self.fetched == 4:
+            through_data(self.model)
+        return ROWS[number]
+
+
+def test_what_is_computed_after_a_write_through_data_is_not_stored(tmp_path: Path) -> None:
+    model = frozen_bert()
+    cache = cache_of(model, tmp_path)
+    loader = loader_of(RowsThatWrite(model, 5))
+    cache.build(loader, show_progress=False)
+    cache.close()
+    assert cache.stats.built == 0
+    assert of_a_new_run(tmp_path) == ALL_MISS
+
+
+def test_weights_of_many_values_are_read_when_asked_to_be(tmp_path: Path) -> None:
+    model = freeze_model(tiny_bert(hidden_size=256, intermediate_size=1024), {"blocks": {"first": 2}})
+    cache = cache_of(model, tmp_path)
+    assert hits_and_misses(cache, loader_of(ROWS)) == ALL_MISS
+    cache.check_weights()
     assert hits_and_misses(cache, loader_of(ROWS)) == ALL_HIT
-    word(cache.model).data.mul_(2)
-    cache.refresh()
+    word(model).data.mul_(2)
+    cache.check_weights()
     assert not cache.is_on
     assert not cache.is_decided
     assert hits_and_misses(cache, loader_of(ROWS)) == ALL_MISS
+
+
+def test_weights_of_many_values_are_read_every_few_batches(tmp_path: Path) -> None:
+    model = freeze_model(tiny_bert(hidden_size=256, intermediate_size=1024), {"blocks": {"first": 2}})
+    num_bytes = sum(parameter.nbytes for parameter in model.parameters() if not parameter.requires_grad)
+    assert 6 << 20 < num_bytes < 12 << 20
+    cache = cache_of(model, tmp_path)
+    assert hits_and_misses(cache, loader_of(ROWS)) == ALL_MISS
+    word(model).data.mul_(2)
+    found = [hits_and_misses(cache, [collate(ROWS)]) for _ in range(12)]
+    assert ALL_MISS in found
+    assert found[-1] == ALL_HIT
+    torch.testing.assert_close(evaluate(model, [collate(ROWS)], cache.serve), evaluate(model, [collate(ROWS)]))
+    cache.close()
 
 
 def test_weights_that_come_back_hit_again(filled: Path) -> None:

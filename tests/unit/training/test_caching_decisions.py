@@ -409,11 +409,25 @@ class TestRoom:
         reason = "the rows need about 0.1 MB, and activation_cache.max_size allows 0.0 MB"
         assert_off(tmp_path, caplog, reason, section={"max_size": 20_000, "build": "eager"})
 
-    @pytest.mark.parametrize("enabled", ["auto", True])
-    def test_rows_that_are_stored_until_max_size_is_reached(
-        self, tmp_path: Path, caplog: pytest.LogCaptureFixture, enabled: object
+    @pytest.mark.parametrize("build", ["auto", "eager", "lazy"])
+    def test_rows_that_do_not_fit_are_an_error_before_any_is_stored_where_the_cache_is_asked_for(
+        self, tmp_path: Path, build: str
     ) -> None:
-        section = {**auto(tmp_path), "enabled": enabled, "build": "lazy", "max_size": 40_000}
+        section = {**auto(tmp_path), "enabled": True, "build": build, "max_size": 40_000}
+        message = (
+            "activation_cache.enabled: the cache cannot be used here; got True. The rows need about 0.1 MB, and "
+            "activation_cache.max_size allows 0.0 MB. Set activation_cache.enabled to auto or false, or change what "
+            "stands in its way."
+        )
+        with pytest.raises(CacheError) as caught:
+            trained(tmp_path, section)
+        assert str(caught.value) == message
+        assert stored_files(tmp_path) == []
+
+    def test_rows_that_are_stored_until_max_size_is_reached(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        section = {**auto(tmp_path), "build": "lazy", "max_size": 40_000}
         with caplog.at_level(logging.WARNING, logger="hf_freeze"):
             run = trained(tmp_path, section)
         assert_agree(run, trained(tmp_path, {"enabled": False}))

@@ -139,6 +139,42 @@ class TestChangedWeights:
         assert second == pytest.approx(plain.evaluate()["eval_loss"], abs=1e-6)
         assert trainer.activation_cache.stats.misses == 28
 
+    def test_a_weight_that_is_written_through_data_misses(self, tmp_path: Path) -> None:
+        def build() -> nn.Module:
+            return dropping_bert(hidden_size=256, intermediate_size=1024)
+
+        trainer, plain = (trainer_of(tmp_path, cache, build=build) for cache in (section(tmp_path), {"enabled": False}))
+        first = trainer.evaluate()["eval_loss"]
+        for each in (trainer, plain):
+            each.model.get_parameter("bert.encoder.layer.1.output.dense.bias").data[::2] += 1
+        second = trainer.evaluate()["eval_loss"]
+        assert second != first
+        assert second == pytest.approx(plain.evaluate()["eval_loss"], abs=1e-6)
+        assert trainer.activation_cache.stats.misses == 28
+
+    def test_a_weight_that_is_written_through_data_in_an_epoch_misses_in_the_next(self, tmp_path: Path) -> None:
+        class Disturb(TrainerCallback):
+            def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+                # The audit at the end of the run finds frozen parameters as they were.
+                if state.global_step in (7, 14):
+                    bias = model.get_parameter("bert.encoder.layer.1.output.dense.bias")
+                    bias.data.copy_(torch.ones(256) if state.global_step == 7 else kept[0])
+                    kept.append(bias.clone())
+
+        def build() -> nn.Module:
+            model = dropping_bert(hidden_size=256, intermediate_size=1024)
+            kept[:] = [model.get_parameter("bert.encoder.layer.1.output.dense.bias").clone()]
+            return model
+
+        kept: list[torch.Tensor] = []
+        options = {"max_steps": -1, "num_train_epochs": 3, "eval_strategy": "no"}
+        plain, cached = (
+            trained(tmp_path, cache, build=build, options=options, callbacks=[Disturb()])
+            for cache in ({"enabled": False}, section(tmp_path))
+        )
+        assert len(plain.losses) == 21
+        assert_agree(cached, plain)
+
     def test_loaded_weights_miss(self, tmp_path: Path) -> None:
         trainer, plain = (trainer_of(tmp_path, cache) for cache in (section(tmp_path), {"enabled": False}))
         trainer.evaluate()
