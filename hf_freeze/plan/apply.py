@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -58,6 +59,22 @@ def apply_plan(model: nn.Module, plan: FreezePlan) -> None:
     _keep_eval(model, plan)
     _keep_detached(model, frozen=ROLE_EMBEDDINGS in plan.start.frozen)
     _remember(model, plan)
+
+
+def apply_loosely(model: nn.Module, plan: FreezePlan) -> None:
+    """Makes the model follow the plan by `requires_grad` alone, as a frozen loop does.
+
+    Dropout stays on in what is frozen, and activation checkpointing pulls the backward pass through all blocks.
+
+    Args:
+        model: As for `apply_plan`.
+        plan: What trains.
+
+    Raises:
+        PlanError: As for `apply_plan`.
+    """
+    apply_plan(model, replace(plan, keep_dropout=True))
+    _keep_detached(model, frozen=False)
 
 
 def freeze_all(model: nn.Module) -> None:

@@ -54,7 +54,7 @@ class RoleCost:
         activations: Bytes that the backward pass needs of its forward pass; None where the model could not be traced.
         checkpointed: The same with activation checkpointing; None where it could not be traced so.
         forward_flops: Floating-point operations forward; None where the model could not be traced.
-        backward_flops: Floating-point operations backward.
+        backward_flops: Floating-point operations backward, with what activation checkpointing computes again.
     """
 
     role: str
@@ -270,7 +270,7 @@ class PlanCost:
         length: Tokens of a typical batch, padding included: FLOPs and speed-ups are for it.
         longest: Tokens of the longest batch: activations and peaks are for it.
         processes: How the run is spread.
-        checkpoints: Whether the run uses activation checkpointing.
+        checkpoints: Whether the run uses activation checkpointing: peaks, FLOPs and speed-ups are with it then.
         peak: The most bytes that a process holds; None where the model could not be traced.
         peak_cached: The same with the activation cache.
         peak_checkpointed: The same with activation checkpointing.

@@ -120,6 +120,7 @@ def trace_step(
     trains: bool = True,
     autocast: torch.dtype | None = None,
     fuses_attention: bool = False,
+    checkpoints: bool = False,
 ) -> StepTrace:
     """Watches one step of a model that a plan was applied to.
 
@@ -129,6 +130,7 @@ def trace_step(
         trains: Whether there is a backward pass.
         autocast: What the forward pass computes in, where that is not the dtype of the weights.
         fuses_attention: Whether attention with dropout is one kernel, which keeps no scores, as it is on GPUs.
+        checkpoints: Whether activation checkpointing is on, where the model supports it.
 
     Raises:
         RuntimeError: The model looks at values, which are not there; or it does whatever else `FakeTensorMode` cannot.
@@ -143,10 +145,32 @@ def trace_step(
         stack.enter_context(torch.set_grad_enabled(trains))
         if fuses_attention:
             stack.enter_context(_FusedAttention())
+        stack.enter_context(activation_checkpointing(model, is_on=checkpoints))
         stack.enter_context(watch)
         step = _Step(model, watch, autocast)
         functional_call(step, {f"model.{name}": value for name, value in state.items()}, (inputs, trains))
     return watch.trace([*plan_of(model).treatments, ROLE_LM_HEAD])
+
+
+@contextlib.contextmanager
+def activation_checkpointing(model: nn.Module, *, is_on: bool) -> Iterator[None]:
+    """Keeps activation checkpointing on, where the model supports it.
+
+    Args:
+        model: The model.
+        is_on: Whether it is to be on at all.
+    """
+    inner = canonical_tree(model).inner
+    if not (is_on and isinstance(inner, PreTrainedModel) and inner.supports_gradient_checkpointing):
+        yield
+        return
+    inner.config.use_cache = False  # Both at once are refused, with a warning.
+    inner.activation_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
+    try:
+        yield
+    finally:
+        inner.activation_checkpointing_disable()  # type: ignore[no-untyped-call]
+        inner.disable_input_require_grads()  # type: ignore[no-untyped-call]
 
 
 class _Step(nn.Module):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+import functools
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 
 from hf_freeze.errors import ConfigError
-from hf_freeze.plan.apply import apply_plan, plan_of
+from hf_freeze.plan.apply import apply_loosely, apply_plan, plan_of
 from hf_freeze.plan.cost import (
     CacheCost,
     PlanCost,
@@ -44,7 +45,6 @@ from hf_freeze.run.planning import (
 from hf_freeze.run.processes import processes_of
 from hf_freeze.run.profiling import with_seconds
 from hf_freeze.run.settings import Lengths, Settings, lengths_of
-from hf_freeze.training.forecasting import activation_checkpointing
 
 # What a model raises under FakeTensorMode where it looks at values, and what its own code makes of that.
 _UNTRACED: Final = (RuntimeError, TypeError, ValueError, AssertionError, KeyError, AttributeError, IndexError)
@@ -53,11 +53,11 @@ _HALVES: Final = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclasses.dataclass(frozen=True)
 class Traces:
-    """What steps of a plan and of its rivals do.
+    """What steps of a plan and of its rivals do, with activation checkpointing where the run has it.
 
     Attributes:
         step: A typical step of the plan.
-        longest: Its step on the longest batch.
+        longest: Its step on the longest batch, without activation checkpointing.
         checkpointed: The same with activation checkpointing; None where the model does not support it.
         evaluation: Its forward pass on a typical batch.
         full: A typical step of full fine-tuning.
@@ -168,9 +168,9 @@ def prepared_cost(made: Prepared, *, accelerate_config: str | None = None, rates
     notes = [] if lengths is not None else [_assumed(made, settings, typical)]
     if not optimizer.is_known:
         notes.append(f"What {settings.optimizer} keeps is not known; its state is counted as that of AdamW.")
+    step = functools.partial(_traced, processes=processes, checkpoints=settings.checkpoints)
     try:
-        half, on_gpu = _HALVES.get(processes.precision), processes.device != "cpu"
-        traces: Traces | None = _trace(made, typical, longest, autocast=half, on_gpu=on_gpu)
+        traces: Traces | None = _trace(made, typical, longest, step)
     except _UNTRACED as error:
         notes.append(_untraced(error))
         traces = None
@@ -198,7 +198,7 @@ def prepared_cost(made: Prepared, *, accelerate_config: str | None = None, rates
     cost = _with_peaks(cost, made, traces, accumulates=settings.accumulation > 1)
     rates = rates or _rates(processes)
     cost = _with_speed(cost, made, traces, settings, length, lengths, rates)
-    return _with_schedule(cost, made, traces, settings, length, rates, typical)
+    return _with_schedule(cost, made, traces, settings, length, rates, functools.partial(step, batch=typical))
 
 
 def _untraced(error: Exception) -> str:
@@ -218,19 +218,22 @@ def _assumed(made: Prepared, settings: Settings, batch: Batch) -> str:
     return f"Costs are for batches of {settings.batch_size} rows of {width(batch)} tokens, as {why.rstrip('.')}."
 
 
-def _trace(made: Prepared, typical: Batch, longest: Batch, *, autocast: torch.dtype | None, on_gpu: bool) -> Traces:
-    def step(model: nn.Module, batch: Batch, *, trains: bool = True) -> StepTrace:
-        model.train(trains)
-        return trace_step(model, batch, trains=trains, autocast=autocast, fuses_attention=on_gpu)
+def _traced(
+    model: nn.Module, batch: Batch, *, processes: Processes, checkpoints: bool, trains: bool = True
+) -> StepTrace:
+    model.train(trains)
+    half, on_gpu = _HALVES.get(processes.precision), processes.device != "cpu"
+    return trace_step(model, batch, trains=trains, autocast=half, fuses_attention=on_gpu, checkpoints=checkpoints)
 
+
+def _trace(made: Prepared, typical: Batch, longest: Batch, step: Callable[..., StepTrace]) -> Traces:
     model, plan = made.model, made.plan
     common = step(model, typical)
-    is_longer = width(longest) > width(typical)
-    at_longest = step(model, longest) if is_longer else common
+    at_longest = step(model, longest, checkpoints=False)
     evaluation = step(model, typical, trains=False)
     loop = common
-    if plan.frozen_names and not plan.keep_dropout:
-        apply_plan(model, replace(plan, keep_dropout=True))
+    if plan.frozen_names:
+        apply_loosely(model, plan)
         loop = step(model, typical)
         apply_plan(model, plan)
     full, whole = common, plan
@@ -242,8 +245,7 @@ def _trace(made: Prepared, typical: Batch, longest: Batch, *, autocast: torch.dt
         full, whole = step(rival, typical), plan_of(rival)
     checkpointed = None
     if made.base.supports_gradient_checkpointing:
-        with activation_checkpointing(made.base):
-            checkpointed = step(model, longest)
+        checkpointed = step(model, longest, checkpoints=True)
     return Traces(common, at_longest, checkpointed, evaluation, full, loop, whole)
 
 
@@ -304,17 +306,15 @@ def _with_schedule(
     settings: Settings,
     length: RunLength | None,
     rates: Rates,
-    batch: Batch,
+    trace: Callable[[nn.Module], StepTrace],
 ) -> PlanCost:
     found = outlined(made, num_processes=cost.processes.count)
     if found is None:
         return cost
-    half, on_gpu = _HALVES.get(cost.processes.precision), cost.processes.device != "cpu"
 
     def timed(plan: FreezePlan) -> tuple[Timing, bool]:
         apply_plan(made.model, plan)
-        made.model.train()
-        step = trace_step(made.model, batch, autocast=half, fuses_attention=on_gpu)
+        step = trace(made.model)
         update = _update(plan, settings, cost.processes)
         prefix, accumulation = prefix_roles(plan), settings.accumulation
         is_on = reason_of_cache(made, plan, num_processes=cost.processes.count) is None

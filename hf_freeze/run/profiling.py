@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from hf_freeze.errors import ConfigError
-from hf_freeze.plan.apply import apply_plan, plan_of
+from hf_freeze.plan.apply import apply_loosely, plan_of
 from hf_freeze.plan.cost import PlanCost, ScheduleCost, Seconds
 from hf_freeze.plan.prepare import freeze_model
 from hf_freeze.plan.timing import Speedup, Timing
@@ -59,7 +59,7 @@ def with_seconds(cost: PlanCost, made: Prepared, *, target: str) -> PlanCost:
     request, path = made.request, made.request.model.blocks_path
     own = freeze_model(copy.deepcopy(loaded.model), request.freeze, request.adapters, blocks_path=path)
     plan = steps.timing(own)
-    apply_plan(own, replace(plan_of(own), keep_dropout=True))
+    apply_loosely(own, plan_of(own))
     loop = steps.timing(own) if made.plan.frozen_names else plan
     del own
     full = steps.timing(freeze_model(loaded.model, blocks_path=path)) if made.plan.frozen_names else plan

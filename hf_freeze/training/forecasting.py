@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 import psutil
 import torch
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel
 from transformers.trainer_utils import IntervalStrategy
 
 from hf_freeze.plan.cost import Processes, peak_bytes, prefix_roles, role_costs
@@ -155,8 +153,8 @@ def predicted_peak(trainer: Any, plan: FreezePlan, batch: Batch, *, is_cached: b
     args, precision = trainer.args, trainer.accelerator.mixed_precision
     on_gpu = args.device.type != "cpu"
     processes = Processes(args.world_size, args.device.type, precision, copies_gradients=args.world_size > 1)
-    with activation_checkpointing(trainer.model) if args.activation_checkpointing else contextlib.nullcontext():
-        step = trace_step(trainer.model, batch, autocast=_HALVES.get(precision), fuses_attention=on_gpu)
+    half, checkpoints = _HALVES.get(precision), args.activation_checkpointing
+    step = trace_step(trainer.model, batch, autocast=half, fuses_attention=on_gpu, checkpoints=checkpoints)
     options = dict(part.split("=", 1) for part in (args.optim_args or "").split(",") if "=" in part)
     kind = optimizer_kind(getattr(args.optim, "value", args.optim), options)
     costs = role_costs(plan, optimizer=kind, processes=processes, step=step)
@@ -172,18 +170,3 @@ def predicted_peak(trainer: Any, plan: FreezePlan, batch: Batch, *, is_cached: b
     found = psutil.Process().memory_info()._asdict()
     weights = sum(cost.weights for cost in costs)
     return round(_FRAGMENTS * peak) + max(0, int(found["rss"]) - int(found.get("shared", 0)) - weights)
-
-
-@contextlib.contextmanager
-def activation_checkpointing(model: PreTrainedModel) -> Iterator[None]:
-    """Keeps activation checkpointing on.
-
-    Args:
-        model: The model.
-    """
-    model.config.use_cache = False  # Both at once are refused, with a warning.
-    model.activation_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
-    try:
-        yield
-    finally:
-        model.activation_checkpointing_disable()  # type: ignore[no-untyped-call]

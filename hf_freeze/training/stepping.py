@@ -14,6 +14,7 @@ from transformers import Trainer, TrainingArguments
 
 from hf_freeze.plan.apply import plan_of
 from hf_freeze.plan.timing import Timing
+from hf_freeze.plan.tracing import activation_checkpointing
 from hf_freeze.plan.wrappers import resolve_module
 
 NUM_STEPS: Final = 4
@@ -57,7 +58,8 @@ class Steps:
         model.train()
         passes, updates, prefixes = [], [], []
         for _ in range(_WARM_UP + NUM_STEPS):
-            with _timed(prefix, self._now) as spent:
+            checkpointing = activation_checkpointing(model, is_on=bool(self._args.activation_checkpointing))
+            with checkpointing, _timed(prefix, self._now) as spent:
                 passes.append(self._seconds(lambda: torch.autograd.backward(self._forward(model)["loss"])))
             prefixes.append(spent["seconds"])
             updates.append(self._seconds(update))
@@ -104,7 +106,8 @@ def _timed(modules: Iterable[nn.Module], now: Callable[[], float]) -> Iterator[M
         spent["seconds"] += now()
 
     handles = [module.register_forward_pre_hook(enter) for module in modules]
-    handles += [module.register_forward_hook(leave) for module in modules]
+    # Activation checkpointing leaves a forward pass by an exception when it has what it needs.
+    handles += [module.register_forward_hook(leave, always_call=True) for module in modules]
     try:
         yield spent
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,8 @@ from hf_freeze.activation_cache.housekeeping import list_stores
 from hf_freeze.cli import app
 from hf_freeze.config.sizes import spell_size
 from hf_freeze.errors import ConfigError
-from hf_freeze.plan.cost import Processes
-from hf_freeze.plan.timing import RunLength
+from hf_freeze.plan.cost import PlanCost, Processes
+from hf_freeze.plan.timing import Rates, RunLength
 from hf_freeze.run.processes import processes_of
 from hf_freeze.run.settings import Lengths, Settings
 from tests import tiny_run
@@ -116,6 +117,80 @@ def test_adapters_are_counted(config: Path) -> None:
     assert cost.total.weights > without.total.weights
     assert cost.total.gradients < without.total.gradients
     assert cost.roles[3].forward_flops > without.roles[3].forward_flops
+
+
+class TestActivationCheckpointing:
+    """FLOPs of a block of the tiny BERT, and the speed-ups that follow where nothing else takes time.
+
+    Batches have 8 rows of 9 tokens, blocks a hidden size of 32 and 64 inside. A trained block computes its forward
+    pass twice and has gradients of weights and inputs; attention has five products in its backward pass to two before.
+    """
+
+    LINEAR = 2 * 8 * 9 * (4 * 32 * 32 + 2 * 32 * 64)
+    ATTENTION = 2 * (2 * 8 * 9 * 9 * 32)
+    FORWARD = LINEAR + ATTENTION
+    INPUTS = LINEAR + ATTENTION * 5 // 2  # the backward pass through a block that is frozen
+    BACKWARD = LINEAR + INPUTS
+    SPARED = 3 * 2 * 8 * 9 * 32 * 32  # the first block that trains needs no gradient of what query, key and value read
+    HEAD = 3 * 2 * 8 * (32 * 32 + 2 * 32)
+
+    FLOPS_ALONE = Rates(flops=1.0, num_bytes=math.inf, num_random=math.inf, operation=0.0, step=0.0)
+
+    def cost(self, config: Path, *overrides: str) -> PlanCost:
+        options = ["training.activation_checkpointing=true", *overrides]
+        return plan_cost(str(config), options, rates=self.FLOPS_ALONE)
+
+    def test_blocks_that_the_backward_pass_reaches_are_computed_twice(self, config: Path) -> None:
+        roles = {cost.role: (cost.forward_flops, cost.backward_flops) for cost in self.cost(config).roles}
+        again = self.FORWARD
+        assert roles == {
+            "embeddings": (0, 0),
+            "blocks[0]": (self.FORWARD, 0),
+            "blocks[1]": (self.FORWARD, 0),
+            "blocks[2]": (self.FORWARD, again + self.BACKWARD - self.SPARED),
+            "blocks[3]": (self.FORWARD, again + self.BACKWARD),
+            "head": (self.HEAD // 3, 2 * self.HEAD // 3),
+        }
+
+    def test_full_training_and_the_frozen_loop_compute_all_blocks_twice(self, config: Path) -> None:
+        cost = self.cost(config)
+        assert cost.over_full
+        assert cost.over_loop
+        assert cost.cached_over_full
+        assert cost.cached_over_loop
+        own = 2 * self.FORWARD + 2 * (2 * self.FORWARD + self.BACKWARD) - self.SPARED + self.HEAD
+        full = 4 * (2 * self.FORWARD + self.BACKWARD) + self.HEAD
+        loop = full - 2 * self.LINEAR  # The two frozen blocks have no gradients of weights.
+        assert (cost.over_full.step, cost.over_loop.step) == (full / own, loop / own)
+        cached = own - 2 * self.FORWARD
+        assert (cost.cached_over_full.step, cost.cached_over_loop.step) == (full / cached, loop / cached)
+
+    def test_a_schedule_that_stays_costs_what_its_plan_costs(self, config: Path) -> None:
+        schedule = "schedule={type: phases, phases: [{freeze: {blocks: {first: 2}}}]}"
+        scheduled, static = self.cost(config, "freeze=null", schedule), self.cost(config)
+        assert scheduled.schedule is not None
+        assert static.over_full is not None
+        assert scheduled.schedule.over_full == pytest.approx((static.over_full.run, static.over_full.run))
+
+    def test_it_shows_side_by_side_and_in_json(self, config: Path) -> None:
+        saving = config.with_name("saving.yaml")
+        saving.write_text(f"extends: {config.name}\ntraining: {{activation_checkpointing: true}}\n")
+        costs = [plan_cost(str(path)) for path in (config, saving)]
+        printed = call("plan", config, "--compare", saving).stdout
+        for name, values in {
+            "forward": [f"{cost.total.forward_flops / 1e6:.1f} MFLOP" for cost in costs],
+            "backward": [f"{cost.total.backward_flops / 1e6:.1f} MFLOP" for cost in costs],
+            "step, over full": [f"{cost.over_full.step:.1f}" for cost in costs],
+            "step, over the frozen loop": [f"{cost.over_loop.step:.1f}" for cost in costs],
+        }.items():
+            assert re.search(rf"^ *{name} +{values[0]} +{values[1]}$", printed, re.MULTILINE)
+        objects = json.loads(call("plan", config, "--compare", saving, "--json").stdout)
+        for cost, found in zip(costs, (each["cost"] for each in objects), strict=True):
+            assert found["total"]["backward_flops"] == cost.total.backward_flops
+            assert found["over_loop"]["step"] == cost.over_loop.step
+        plain, checkpointed = costs
+        twice = sum(role.forward_flops for role in plain.roles[3:5])
+        assert checkpointed.total.backward_flops == plain.total.backward_flops + twice
 
 
 def test_a_model_alone_is_priced_for_assumed_batches(model: Path) -> None:

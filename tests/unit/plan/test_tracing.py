@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 from hf_freeze import freeze_model
+from hf_freeze.plan.apply import apply_loosely, plan_of
 from hf_freeze.plan.tracing import StepTrace, trace_step
 from tests.tiny import HIDDEN_SIZE, VOCAB_SIZE, tiny_batch, tiny_bert, tiny_gpt2, tiny_llama, tiny_t5
 
@@ -89,14 +90,35 @@ def test_dropout_draws_random_numbers_in_training_only() -> None:
 def test_activation_checkpointing_keeps_less_and_computes_more() -> None:
     batch = {**tiny_batch(rows=16, length=60), "labels": torch.zeros(16, dtype=torch.long)}
     plain = trace_step(tiny_frozen(None).train(), batch)
-    model = tiny_frozen(None)
-    model.activation_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
-    saving = trace_step(model.train(), batch)
+    saving = trace_step(tiny_frozen(None).train(), batch, checkpoints=True)
     assert saving.activation_bytes < plain.activation_bytes / 4
     assert saving.backward_peak_bytes < plain.backward_peak_bytes
     block, again = plain.roles["blocks[1]"], saving.roles["blocks[1]"]
     assert again.forward == block.forward
     assert again.backward.flops == block.backward.flops + block.forward.flops
+
+
+@pytest.mark.parametrize("make", [tiny_bert, tiny_gpt2, tiny_llama])
+def test_a_frozen_loop_with_activation_checkpointing_does_what_one_without_this_package_does(
+    make: Callable[[], PreTrainedModel],
+) -> None:
+    """Transformers has the embeddings ask for gradients, so the backward pass runs through frozen blocks, too."""
+    ours, plain = make(), make()
+    batch = batch_for(plain)
+    freeze_model(ours, {"blocks": {"first": 2}})
+    apply_loosely(ours, plan_of(ours))
+    for (_, parameter), other in zip(plain.named_parameters(), ours.parameters(), strict=True):
+        parameter.requires_grad_(other.requires_grad)
+    for model in (ours, plain):
+        model.set_attn_implementation("eager")
+    plain.config.use_cache = False
+    plain.activation_checkpointing_enable()
+    plain.train()
+    with FlopCounterMode(display=False) as counter:
+        torch.autograd.backward(plain(**batch).loss)
+    trace = trace_step(ours.train(), batch, checkpoints=True)
+    assert flops(trace) == counter.get_total_flops()
+    assert min(trace.roles[f"blocks[{index}]"].backward.flops for index in range(4)) > 0
 
 
 @pytest.mark.parametrize("make", [tiny_gpt2, tiny_llama])
