@@ -256,9 +256,15 @@ class SearchStudy:
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
-        """Turns what SQLite and the system refuse into an error in words."""
+        """Turns what Optuna, SQLite and the system refuse into an error in words."""
         try:
             yield
+        except optuna.exceptions.UpdateFinishedTrialError as error:
+            raise SearchError(
+                "search.study: another process took a trial that runs here for a killed one; got "
+                f"{str(self.path)!r}. Processes lock the trials that they run, and on this filesystem not all of them "
+                "see these locks. Keep the study where all machines share POSIX locks, or search on one machine."
+            ) from error
         except (DatabaseError, optuna.exceptions.StorageInternalError, OSError) as error:
             raise self._refusal(error) from error
 

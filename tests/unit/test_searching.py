@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -20,6 +22,7 @@ from typer.testing import CliRunner, Result
 
 from hf_freeze.cli import app
 from hf_freeze.config import FreezeConfig, RunConfig, Selection, load_config, override
+from hf_freeze.insight import study as study_module
 from hf_freeze.insight.answer import BEST, FULL, RECOMMENDED, Answer
 from hf_freeze.insight.outcomes import TrialOutcome
 from hf_freeze.insight.search import Progress
@@ -269,6 +272,21 @@ class TestRefusals:
             ),
         )
 
+    def test_a_locked_study_ends_the_command_with_2(
+        self, config: Path, answer: Answer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(study_module, "LOCK_TIMEOUT", 0.1)
+        study = config.parent / "out" / "study.db"
+        with contextlib.closing(sqlite3.connect(study)) as holder:
+            holder.execute("BEGIN EXCLUSIVE")
+            result = call("search", config)
+        assert result.exit_code == 2
+        assert result.stderr.endswith(
+            f"search.study: another process kept this study locked for 0.1 seconds; got {str(study)!r}. Processes "
+            "share a study, but one at a time writes. End the process that holds it open, and start again: nothing is "
+            "lost.\n"
+        )
+
     def test_a_study_of_another_config_is_refused(self, config: Path, answer: Answer) -> None:
         result = call("search", config, "training.num_train_epochs=3")
         study = config.parent / "out" / "study.db"
@@ -278,6 +296,22 @@ class TestRefusals:
             "training.num_train_epochs was 2 and is 3 here. The trials of a study have one config and the same rows. "
             "Restore what differs, or name another file.\n"
         )
+
+
+@pytest.mark.slow
+def test_commands_with_folders_of_their_own_share_a_study_that_is_named(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "model").symlink_to(folder / "model")
+    study = tmp_path / "shared.db"
+    section = {"depths": [1, 2, 3, 4], "learning_rates": [1e-3, 1e-2], "study": str(study)}
+    path = tiny(tmp_path, "x", section)
+    command = [sys.executable, "-c", "from hf_freeze.cli import main; main()", "search", str(path)]
+    outs = [tmp_path / name for name in ("one", "other")]
+    processes = [subprocess.Popen([*command, f"training.output_dir={out}"], stdout=subprocess.DEVNULL) for out in outs]
+    assert [process.wait(timeout=240) for process in processes] == [0, 0]
+    known = search(load_config(path, [f"training.output_dir={tmp_path / 'third'}"])).trials
+    assert [(trial.number, trial.state) for trial in known] == [(number, "complete") for number in range(8)]
+    assert len({tuple(trial.point.items()) for trial in known}) == 8
+    assert all(not (out / "study.db").exists() for out in outs)
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
-"""A search whose trials cost nothing, for processes that share a study: `python -m ... STUDY LOG SECONDS TRIALS`.
+"""A search whose trials cost nothing, for processes that share a study.
 
-Every trial writes a line to the log when it begins and one when it ends, with its plan.
+`python -m ... STUDY LOG SECONDS TRIALS AT_ONCE`. Every trial writes a line to the log when it begins and one when it
+ends, with its plan. None ends before AT_ONCE have begun.
 """
 
 from __future__ import annotations
@@ -43,13 +44,15 @@ def value_of(point: Point) -> float:
     return sum(int(str(choice)[1:]) for choice in point.values()) / 100
 
 
-def main(path: Path, log: Path, *, seconds: float, trials: int) -> list[Trial]:
+def main(path: Path, log: Path, *, seconds: float, trials: int, at_once: int = 1) -> list[Trial]:
     options = section(trials=trials, pruner="none")
     study = open_study(path, space(4, 3), options)
 
     def run(point: Point, report: Report) -> TrialOutcome:
         note(log, "begins", point)
         time.sleep(seconds)
+        while log.read_text().count("begins") < at_once:
+            time.sleep(0.02)
         report({METRIC: value_of(point)}, is_last=True)
         note(log, "ends", point)
         return outcome(value_of(point))
@@ -65,4 +68,5 @@ def note(log: Path, what: str, point: Mapping[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), seconds=float(sys.argv[3]), trials=int(sys.argv[4]))
+    seconds, trials, at_once = float(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5])
+    main(Path(sys.argv[1]), Path(sys.argv[2]), seconds=seconds, trials=trials, at_once=at_once)

@@ -28,8 +28,9 @@ from tests.unit.insight.cheap_search import main, open_study, outcome, section, 
 NOBODY = 65534
 
 
-def start(path: Path, log: Path, *, seconds: float, trials: int = 12) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "tests.unit.insight.cheap_search", path, log, str(seconds), str(trials)]
+def start(path: Path, log: Path, *, seconds: float, trials: int = 12, at_once: int = 1) -> subprocess.Popen[bytes]:
+    numbers = map(str, (seconds, trials, at_once))
+    command = [sys.executable, "-m", "tests.unit.insight.cheap_search", path, log, *numbers]
     return subprocess.Popen(command, cwd=REPOSITORY)
 
 
@@ -79,10 +80,38 @@ class TestProcesses:
 
     def test_several_processes_share_the_trials_and_leave_running_ones_alone(self, tmp_path: Path) -> None:
         path, log = tmp_path / "study.db", tmp_path / "log"
-        processes = [start(path, log, seconds=0.1) for _ in range(2)]
+        processes = [start(path, log, seconds=0.1, at_once=2) for _ in range(2)]
         assert [process.wait(timeout=120) for process in processes] == [0, 0]
-        assert len(ended(log)) == 12
+        assert log.read_text().count("begins") == len(ended(log)) == 12
         assert set(ended(log).values()) == {1}
+        study = open_study(path, space(4, 3), section(trials=12, pruner="none"))
+        assert [(trial.number, trial.state) for trial in study.trials] == [(each, "complete") for each in range(12)]
+        study.close()
+
+    def test_a_process_whose_trial_another_took_for_killed_is_told_that_locks_do_not_hold(self, tmp_path: Path) -> None:
+        """As on a filesystem that keeps locks to one machine: locks of one process do not keep itself out either."""
+        path = tmp_path / "study.db"
+        one, other = (open_study(path, space(4, 3), section(trials=1, pruner="none")) for _ in range(2))
+        asked, again = one.ask(), other.ask()
+        assert asked is not None
+        assert again is not None
+        assert asked.point == again.point
+        for told in (
+            lambda: one.report(asked, 0.5, 1, is_last=True),
+            lambda: one.tell(asked, outcome(0.5), is_pruned=False),
+            lambda: one.tell_failure(asked, "broken"),
+        ):
+            with pytest.raises(SearchError) as caught:
+                told()
+            assert str(caught.value) == (
+                f"search.study: another process took a trial that runs here for a killed one; got {str(path)!r}. "
+                "Processes lock the trials that they run, and on this filesystem not all of them see these locks. Keep "
+                "the study where all machines share POSIX locks, or search on one machine."
+            )
+        other.tell(again, outcome(0.5), is_pruned=False)
+        assert [trial.state for trial in other.trials] == ["complete"]
+        for study in (one, other):
+            study.close()
 
     def test_a_trial_that_another_process_runs_is_not_taken(self, tmp_path: Path) -> None:
         path, log = tmp_path / "study.db", tmp_path / "log"
