@@ -112,8 +112,9 @@ class ActivationCache:
             batch: A batch as the model is called with it, labels included; up to eight of its rows are used.
 
         Raises:
-            CacheError: The cache does not hold, and `enabled` is true.
+            CacheError: The batch is no mapping; the cache does not hold, and `enabled` is true.
         """
+        checks.check_batch("prepare", batch)
         return self._prepare(batch, widths_vary=None)
 
     def _prepare(self, batch: Mapping[str, Any], *, widths_vary: bool | None) -> bool:
@@ -251,11 +252,7 @@ class ActivationCache:
             CacheError: The batch is no mapping; the cache does not hold or its folder can no longer be opened, and
                 `enabled` is true; with several processes, such a folder is one whatever `enabled` is.
         """
-        if not isinstance(batch, Mapping):
-            raise CacheError(
-                f"serve: a batch maps the names of the model's inputs to tensors; got a {type(batch).__name__}. "
-                'Pass what the model is called with, such as {"input_ids": input_ids}.'
-            )
+        checks.check_batch("serve", batch)
         inputs = dict(batch)
         keys = inputs.pop(KEYS, None)
         self._refresh_if_changed()

@@ -29,6 +29,7 @@ from hf_freeze.activation_cache.records import dtype_name, overflown
 from hf_freeze.activation_cache.replay import MISSES_EXTRAS, Replay, in_mode, select_rows
 from hf_freeze.activation_cache.rows import kept_random_state
 from hf_freeze.activation_cache.stand_ins import CAPTURED
+from hf_freeze.errors import CacheError
 from hf_freeze.plan.apply import asking_for_gradients
 from hf_freeze.plan.places import ROLE_EMBEDDINGS, block_role
 from hf_freeze.plan.resolve import FreezePlan
@@ -110,6 +111,23 @@ def _settings(model: nn.Module) -> list[tuple[str, str]]:
     for part in parts:
         parts += [value for value in part.values() if isinstance(value, Mapping)]
     return [(name, value) for part in parts for name, value in part.items() if isinstance(value, str)]
+
+
+def check_batch(name: str, batch: object) -> None:
+    """Refuses what is no batch.
+
+    Args:
+        name: What it was given to.
+        batch: Anything.
+
+    Raises:
+        CacheError: It is no mapping.
+    """
+    if not isinstance(batch, Mapping):
+        raise CacheError(
+            f"{name}: a batch maps the names of the model's inputs to tensors; got a {type(batch).__name__}. "
+            'Pass what the model is called with, such as {"input_ids": input_ids}.'
+        )
 
 
 def reason_of_inputs(keyed: Mapping[str, Any], keys: torch.Tensor | None = None) -> str | None:

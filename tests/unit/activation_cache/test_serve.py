@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -379,15 +380,16 @@ def test_serve_leaves_the_batch_alone_and_yields_it_without_keys(tmp_path: Path)
     cache.close()
 
 
-def test_a_batch_that_is_no_mapping_is_refused_in_words(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["prepare", "serve"])
+def test_a_batch_that_is_no_mapping_is_refused_in_words(tmp_path: Path, name: str) -> None:
     cache = cache_of(frozen_bert(), tmp_path)
     message = (
-        "serve: a batch maps the names of the model's inputs to tensors; got a list. Pass what the model is called "
+        f"{name}: a batch maps the names of the model's inputs to tensors; got a list. Pass what the model is called "
         'with, such as {"input_ids": input_ids}.'
     )
     batch: Any = [1, 2]
-    with pytest.raises(CacheError, match=f"^{re.escape(message)}$"), cache.serve(batch):
-        pass
+    with pytest.raises(CacheError, match=f"^{re.escape(message)}$"), contextlib.ExitStack() as stack:
+        cache.prepare(batch) if name == "prepare" else stack.enter_context(cache.serve(batch))
 
 
 def test_a_cache_that_is_off_yields_the_batch_without_keys(tmp_path: Path) -> None:
