@@ -11,6 +11,7 @@ from torch import nn
 from hf_freeze.errors import PlanViolation
 from hf_freeze.plan.resolve import FreezePlan
 from hf_freeze.plan.wrappers import named_parameters
+from hf_freeze.plan.zero import kept_part
 
 # Bytes hashed at a time: bounds the copy that a tensor on an accelerator needs.
 _CHUNK = 1 << 26
@@ -22,7 +23,7 @@ def tensor_digest(tensor: torch.Tensor) -> str:
     Args:
         tensor: Any dense tensor; of a sharded one, the local shard.
     """
-    local = tensor.detach()
+    local = kept_part(tensor).detach()
     if isinstance(local, torch.distributed.tensor.DTensor):
         local = local.to_local()
     digest = hashlib.blake2b(f"{local.dtype}{tuple(local.shape)}".encode(), digest_size=16)

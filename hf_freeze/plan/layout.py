@@ -22,6 +22,7 @@ from hf_freeze.plan.wrappers import (
     resolve_module,
     unwrap_model,
 )
+from hf_freeze.plan.zero import whole_shape
 
 __all__ = [
     "ROLE_EMBEDDINGS",
@@ -134,14 +135,15 @@ def _parameters(root: Node, places: Places, constants: frozenset[str]) -> tuple[
     parameters = []
     for entries in places_of.values():
         (name, leaf), names = entries[0], [name for name, _ in entries]
+        shape = whole_shape(leaf.parameter)
         role = min((places.role(alias) for alias in names), key=rank.__getitem__)
         outside = role == ROLE_HEAD if base is None else not any(alias.startswith(base) for alias in names)
         parameters.append(
             Parameter(
                 name=name,
                 role=role,
-                shape=tuple(leaf.parameter.shape),
-                num_bytes=leaf.parameter.numel() * leaf.parameter.element_size(),
+                shape=tuple(shape),
+                num_bytes=shape.numel() * leaf.parameter.element_size(),
                 dtype=str(leaf.parameter.dtype).removeprefix("torch."),
                 kind=leaf.kind,
                 constant=all(leaf.idle for _, leaf in entries) or not constants.isdisjoint(names),

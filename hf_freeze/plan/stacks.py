@@ -12,6 +12,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from hf_freeze.errors import LayoutError, did_you_mean
 from hf_freeze.plan.wrappers import Node
+from hf_freeze.plan.zero import whole_shape
 
 
 def find_stacks(root: Node, *, blocks_path: str | None = None) -> list[Node]:
@@ -163,7 +164,7 @@ def _is_below(node: Node, path: str) -> bool:
 def _is_uniform(node: Node) -> bool:
     shapes = {
         tuple(
-            (name.removeprefix(child.path), tuple(leaf.parameter.shape))
+            (name.removeprefix(child.path), tuple(whole_shape(leaf.parameter)))
             for name, leaf in child.named_leaves()
             if leaf.kind == "base" and not leaf.idle
         )

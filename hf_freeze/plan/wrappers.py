@@ -1,4 +1,4 @@
-"""The modules of a model under the names they have without PEFT, DDP, FSDP and torch.compile around them.
+"""The modules of a model under the names they have without PEFT, DDP, FSDP, DeepSpeed and torch.compile around them.
 
 Wrappers rename parameters: `query.weight` is `query.base_layer.weight` under LoRA and `module.query.weight` under DDP.
 Whatever plans or applies a plan speaks of *canonical* names, which are those of the model before anything wrapped it.
@@ -20,6 +20,8 @@ from torch._dynamo.eval_frame import OptimizedModule
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import ActivationWrapper
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+from hf_freeze.plan.zero import engine_classes
 
 Kind = Literal["base", "adapter"]
 
@@ -112,12 +114,14 @@ def canonical_tree(model: nn.Module) -> Node:
 
 
 def unwrap_model(model: nn.Module) -> nn.Module:
-    """Returns the model inside DDP, FSDP, activation-checkpoint and torch.compile wrappers; a `PeftModel` stays one.
+    """Returns the model inside DDP, FSDP, DeepSpeed, activation-checkpoint and torch.compile wrappers.
+
+    A `PeftModel` stays one.
 
     Args:
         model: Any module, wrapped or not.
     """
-    while (name := _child_name(model, _PLAIN_WRAPPERS)) is not None:
+    while (name := _wrapped_name(model)) is not None:
         model = model.get_submodule(name)
     return model
 
@@ -193,6 +197,11 @@ def canonical_name(name: str) -> str:
     return ".".join(kept)
 
 
+def _wrapped_name(module: nn.Module) -> str | None:
+    """Returns the name of the child that a plain wrapper holds; None for any other module."""
+    return _child_name(module, (*_PLAIN_WRAPPERS, *((engine, "module") for engine in engine_classes())))
+
+
 def _child_name(module: nn.Module, wrappers: tuple[tuple[type[object], str], ...]) -> str | None:
     return next((child for kind, child in wrappers if isinstance(module, kind) and child in module._modules), None)
 
@@ -201,7 +210,7 @@ def _build(module: nn.Module, path: str, *, kind: Kind, idle: bool) -> Node:
     """Builds the node at a path, going through wrappers until a module that is none."""
     if isinstance(module, ModulesToSaveWrapper):
         return _build_saved(module, path, kind=kind, idle=idle)
-    if (name := _child_name(module, _PLAIN_WRAPPERS)) is not None:
+    if (name := _wrapped_name(module)) is not None:
         node = _build(module.get_submodule(name), path, kind=kind, idle=idle)
     elif (name := _child_name(module, _ADAPTER_WRAPPERS)) is not None:
         node = _build(module.get_submodule(name), path, kind=kind, idle=idle)

@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 class _Trainer(Protocol):
     model: Any
     optimizer: Any
+    is_deepspeed_enabled: bool
 
     @property
     def plan(self) -> FreezePlan: ...
@@ -60,7 +61,8 @@ class AuditCallback(TrainerCallback):
         self._new_digests = parameter_digests(model, frozen - known.keys())
         self.digests = {**known, **self._new_digests}
         self._first_step = True
-        check_groups(model, plan, self.trainer.optimizer.param_groups)
+        if not self.trainer.is_deepspeed_enabled:  # ZeRO has flat copies of the parameters in the groups.
+            check_groups(model, plan, self.trainer.optimizer.param_groups)
 
     def release(self, names: Collection[str]) -> None:
         """Checks what is frozen before weights are loaded, which may then change it.

@@ -10,10 +10,19 @@ import numpy as np
 import peft
 import pytest
 import torch
-from transformers import EarlyStoppingCallback, Seq2SeqTrainingArguments, Trainer, TrainerCallback
+from transformers import (
+    EarlyStoppingCallback,
+    Seq2SeqTrainingArguments,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+)
 
 from hf_freeze.errors import PlanError, PlanViolation
+from hf_freeze.plan import freeze_model, plan_of
 from hf_freeze.training import FreezeSeq2SeqTrainer, FreezeTrainer
+from hf_freeze.training.callbacks import AuditCallback
 from tests.tiny import tiny_bert, tiny_llama, tiny_t5
 from tests.unit.training.runs import arguments, assert_followed, assert_same, logged, rows, state, values
 
@@ -288,6 +297,19 @@ class Writes(TrainerCallback):
             kwargs["model"].bert.encoder.layer[0].output.dense.bias.data.add_(1)
 
 
+class TrainsCopies:
+    """A trainer on DeepSpeed, whose optimizer has flat copies of the parameters that train."""
+
+    gradients_are_local = False
+    is_deepspeed_enabled = True
+
+    def __init__(self) -> None:
+        self.model = freeze_model(tiny_bert(), {"blocks": {"first": 2}})
+        self.plan = plan_of(self.model)
+        trained = [parameter.detach().flatten() for parameter in self.model.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.AdamW([torch.cat(trained)])
+
+
 class TestAudit:
     def violation(self, folder: Path, callback: TrainerCallback, message: str, **options: Any) -> None:
         trainer = FreezeTrainer(
@@ -334,6 +356,22 @@ class TestAudit:
         )
         with pytest.raises(PlanViolation, match=f"^{re.escape(message)}$"):
             trainer.train()
+
+    def test_where_deepspeed_trains_copies_the_frozen_weights_are_compared_all_the_same(self, tmp_path: Path) -> None:
+        trainer = TrainsCopies()
+        audit, moments = AuditCallback(trainer), (arguments(tmp_path), TrainerState(), TrainerControl())
+        audit.on_train_begin(*moments)
+        audit.on_pre_optimizer_step(*moments)
+        audit.on_optimizer_step(*moments)
+        with torch.no_grad():
+            trainer.model.bert.encoder.layer[0].output.dense.bias.add_(1)
+        message = (
+            "bert.encoder.layer.0.output.dense.bias: a frozen parameter moved, and 0 others did. The plan freezes 37 "
+            "parameters. Look for code that writes weights: a callback, an optimizer made by hand, weights loaded "
+            "while training."
+        )
+        with pytest.raises(PlanViolation, match=f"^{re.escape(message)}$"):
+            audit.on_train_end(*moments)
 
 
 @pytest.mark.parametrize(
