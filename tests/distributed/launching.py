@@ -51,7 +51,7 @@ def launch(runs: Sequence[Run], folder: Path, *, backend: str) -> dict[str, list
     Args:
         runs: What to carry out.
         folder: Where the runs write.
-        backend: "ddp" or "fsdp2".
+        backend: "ddp", "fsdp1" or "fsdp2".
     """
     with once(folder) as is_first:
         if is_first:
@@ -86,7 +86,7 @@ def start(worker: Path, task: Mapping[str, Any], *, environment: Mapping[str, st
 
     Args:
         worker: The script, which takes the task as JSON.
-        task: The task; `backend` is "ddp" or "fsdp2".
+        task: The task; `backend` is "ddp", "fsdp1" or "fsdp2".
         environment: Environment variables.
     """
     command = [sys.executable, "-m"]

@@ -80,8 +80,8 @@ def test_what_trains_moves_and_nothing_else(seen: Records, run: Run) -> None:
 
 
 @names(RUNS)
-def test_weights_are_sharded(seen: Records, run: Run) -> None:
-    assert [record.is_sharded for record in seen[run.name]] == [True, True]
+def test_each_process_keeps_half_of_the_weights(seen: Records, run: Run) -> None:
+    assert [record.share for record in seen[run.name]] == pytest.approx([0.5, 0.5], abs=0.01)
 
 
 @names([run for run in RUNS if run.resumed_at is not None])

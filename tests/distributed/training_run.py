@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForTokenClassification, PreTrainedModel
 
@@ -72,7 +73,7 @@ class Record:
         resumed_losses: The losses of the resumed run, after the checkpoint.
         resumed_weights: Digests of the parameters at the end of the resumed run.
         logits: What the trained model makes of `tiny_batch()`.
-        is_sharded: Whether every parameter is spread over the processes.
+        share: The part of the weights that this process keeps.
         refusal: Why the checkpoint is not resumed with three frozen blocks.
         monitored: What the monitor logged, with the step.
         resumed_monitored: What the monitor of the resumed run logged after the checkpoint.
@@ -88,7 +89,7 @@ class Record:
     resumed_losses: list[float]
     resumed_weights: dict[str, str]
     logits: list[Any]
-    is_sharded: bool
+    share: float
     refusal: str
     monitored: list[dict[str, float]]
     resumed_monitored: list[dict[str, float]]
@@ -106,7 +107,7 @@ def carry_out(run: Run, folder: Path, *, num_processes: int) -> Record:
     before = _digests(trainer.model)
     trainer.train()
     plan, after = trainer.plan, _digests(trainer.model)
-    is_sharded = all(isinstance(p, DTensor) for p in trainer.model.parameters())
+    share = _count(trainer.model) / sum(decision.parameter.numel for decision in plan.decisions)
     trainer.save_model(str(folder / "model"))
     trainer.model.eval()
     with torch.no_grad():
@@ -136,7 +137,7 @@ def carry_out(run: Run, folder: Path, *, num_processes: int) -> Record:
         resumed_losses=resumed_losses,
         resumed_weights=resumed_weights,
         logits=logits.tolist(),
-        is_sharded=is_sharded,
+        share=share,
         refusal=refusal,
         monitored=monitored(trainer),
         resumed_monitored=resumed_monitored,
@@ -191,8 +192,15 @@ def _rows(model: str) -> Dataset:
     return dataset.remove_columns("labels").add_column("labels", labels)
 
 
+def _count(model: nn.Module) -> int:
+    """How many weights this process keeps."""
+    return sum((p.to_local() if isinstance(p, DTensor) else p).numel() for _, p in named_parameters(model))
+
+
 def _digests(model: nn.Module) -> dict[str, str]:
     """Digests of the whole parameters, gathered where they are sharded, by canonical name."""
-    return {
-        name: tensor_digest(p.full_tensor() if isinstance(p, DTensor) else p) for name, p in named_parameters(model)
-    }
+    with FullyShardedDataParallel.summon_full_params(model, writeback=False):
+        return {
+            name: tensor_digest(p.full_tensor() if isinstance(p, DTensor) else p.detach().clone())
+            for name, p in named_parameters(model)
+        }

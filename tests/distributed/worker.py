@@ -1,6 +1,6 @@
 """Carries runs out in one of several processes and writes what it saw; started by launching.py.
 
-The only argument is JSON: `backend` ("ddp" or "fsdp2"), `num_processes`, `folder` and `runs`.
+The only argument is JSON: `backend` ("ddp", "fsdp1" or "fsdp2"), `num_processes`, `folder` and `runs`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,17 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 
 from tests.distributed.training_run import Run, carry_out
+
+SHARDING = {
+    # PyTorch 2.13 frees the weights that a whole state dict of version 1 refers to on the CPU, and ends with a
+    # segmentation fault. Only its shards can be written there.
+    "fsdp1": {
+        "FSDP_VERSION": "1",
+        "FSDP_USE_ORIG_PARAMS": "true",
+        "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT",
+    },
+    "fsdp2": {"FSDP_VERSION": "2", "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT"},
+}
 
 
 def main(task: dict[str, Any]) -> None:
@@ -39,8 +50,8 @@ def meet(task: dict[str, Any]) -> PartialState:
     Args:
         task: What was asked for; `backend` and `num_processes` count.
     """
-    if task["backend"] == "fsdp2":
-        _let_accelerate_shard_on_the_cpu()
+    if task["backend"] != "ddp":
+        _let_accelerate_shard_on_the_cpu(**SHARDING[task["backend"]])
     state = PartialState(cpu=True)
     assert state.num_processes == task["num_processes"], state
     total = torch.ones(())
@@ -49,14 +60,13 @@ def meet(task: dict[str, Any]) -> PartialState:
     return state
 
 
-def _let_accelerate_shard_on_the_cpu() -> None:
+def _let_accelerate_shard_on_the_cpu(**environment: str) -> None:
     """Has accelerate 1.15 believe in two GPUs, because it switches FSDP off on the CPU, where PyTorch's works well."""
     os.environ.update(
         ACCELERATE_USE_FSDP="true",
-        FSDP_VERSION="2",
         FSDP_AUTO_WRAP_POLICY="TRANSFORMER_BASED_WRAP",
-        FSDP_STATE_DICT_TYPE="FULL_STATE_DICT",
         FSDP_CPU_RAM_EFFICIENT_LOADING="false",
+        **environment,
     )
     torch.distributed.init_process_group("gloo")
 
