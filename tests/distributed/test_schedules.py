@@ -24,6 +24,11 @@ HERE = "tests.distributed.scheduled_run"
 WORKER = Path(__file__).with_name("scheduled_run.py")
 AUTOFREEZE = {"type": "autofreeze", "intervals": 12, "blocks_per_decision": 1, "percentile": 70}
 PHASES = [{"until": 0.5, "freeze": {"blocks": "none"}}, {"until": 0.8, "freeze": {"blocks": "all"}}, {"freeze": {}}]
+TO_AND_FRO = [
+    {"until": 0.3, "freeze": {"blocks": {"first": 2}}},
+    {"until": 0.6, "freeze": {"blocks": "none"}},
+    {"freeze": {"blocks": {"first": 3}}},
+]
 PLASTICITY = {"type": "plasticity", "every": 2, "threshold": 0.9}
 RUNS = [
     ScheduledRun("progressive", {"type": "progressive"}, resumed_at=14),
@@ -64,6 +69,8 @@ SHARDED = [
     *RUNS[:2],
     ScheduledRun("autofreeze", AUTOFREEZE, resumed_at=14),
     ScheduledRun("plasticity, cached", PLASTICITY, caches=True, resumed_at=14),
+    ScheduledRun("gradual, cached", {"type": "gradual_unfreeze", "warmup": 3}, caches=True, resumed_at=14),
+    ScheduledRun("to and fro, cached", {"type": "phases", "phases": TO_AND_FRO}, caches=True, resumed_at=14),
 ]
 Records = dict[str, list[ScheduledRecord]]
 
@@ -137,6 +144,11 @@ def test_resumed_equals_uninterrupted_to_the_bit(seen: Records, run: ScheduledRu
 @by_name([run for run in RUNS if run.caches])
 def test_both_processes_are_served_from_the_cache(seen: Records, run: ScheduledRun) -> None:
     assert min(record.hits for record in seen[run.name]) > 0
+
+
+@by_name([run for run in SHARDED if run.caches])
+def test_both_sharded_processes_are_served_from_the_cache(sharded: Records, run: ScheduledRun) -> None:
+    assert min(record.hits for record in sharded[run.name]) > 0
 
 
 @by_name(AUTOMATIC)
