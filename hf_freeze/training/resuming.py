@@ -4,7 +4,8 @@
 - `_save_optimizer_and_scheduler`: what the manifest has digests of needs no checksums.
 - `_load_from_checkpoint`, `_load_best_model`: the Trainer loads files by their names on disk, which differ from those
   in memory for models that are converted on load; it then loads nothing and only warns.
-- `_load_optimizer_and_scheduler`: a changed plan has other parameter groups.
+- `_load_optimizer_and_scheduler`: a changed plan has other parameter groups; under FSDP version 1, accelerate 1.15
+  reads from shards only what the optimizer has a place for, which is nothing before its first step.
 - `_finalize_training`: a killed removal of a checkpoint must leave nothing that could be resumed from.
 """
 
@@ -20,6 +21,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 from peft import PeftModel
 from torch import nn
+from torch.distributed.checkpoint.state_dict import _init_optim_state
 from transformers import PreTrainedModel
 from transformers.trainer import OPTIMIZER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -42,8 +44,9 @@ logger = logging.getLogger(__name__)
 class CheckpointMixin(PushingMixin, SchedulingMixin):
     """Saves what can change, and resumes from complete checkpoints only."""
 
-    # The Trainer declares it as optional: it is None before the Trainer has made it.
+    # The Trainer declares them as optional: they are None before the Trainer has made them.
     lr_scheduler: Any
+    optimizer: Any
 
     audit: AuditCallback
     resumed_folder: Path | None = None
@@ -351,6 +354,8 @@ class CheckpointMixin(PushingMixin, SchedulingMixin):
     def _load_optimizer_and_scheduler(self, checkpoint_folder: str | None) -> None:
         folder = Path(checkpoint_folder) if checkpoint_folder is not None else None
         if folder is None or self._has_its_optimizer(folder):
+            if folder is not None and self.is_fsdp_enabled and not self.accelerator.is_fsdp2:
+                _init_optim_state(self.optimizer.optimizer)  # Inside accelerate's, which may skip steps.
             super()._load_optimizer_and_scheduler(checkpoint_folder)
             return
         logger.warning("The plan changed since %s was written: the optimizer starts anew.", folder)

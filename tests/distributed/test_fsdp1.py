@@ -1,4 +1,4 @@
-"""FSDP version 1 keeps a static plan: two processes with sharded weights train as one process does.
+"""FSDP version 1 keeps a static plan: two processes with sharded weights train as one process does, and resume.
 
 It runs on the CPU with gloo as version 2 does, but writes no whole model there (worker.py).
 """
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.distributed
 FREEZE = {"freeze": {"blocks": {"first": 2}}}
 LORA = {"peft_type": "LORA", "target_modules": ["query", "value"], "r": 4, "blocks": {"last": 2}}
 RUNS = [
-    Run("classifier, frozen", "classifier", FREEZE),
+    Run("classifier, frozen", "classifier", FREEZE, resumed_at=12),
     Run("language, frozen, accumulated", "language", FREEZE, accumulation=2),
     Run("classifier, adapted", "classifier", {**FREEZE, "adapters": [LORA]}),
     Run("classifier, multiplied", "classifier", {**FREEZE, "lr_multipliers": {"block_decay": 0.9}}),
@@ -52,3 +52,11 @@ def test_what_trains_moves_and_nothing_else(seen: Records, run: Run) -> None:
 @pytest.mark.parametrize("run", RUNS, ids=lambda run: run.name)
 def test_each_process_keeps_half_of_the_weights(seen: Records, run: Run) -> None:
     assert [record.share for record in seen[run.name]] == pytest.approx([0.5, 0.5], abs=0.01)
+
+
+@pytest.mark.parametrize("run", [run for run in RUNS if run.resumed_at is not None], ids=lambda run: run.name)
+def test_resumed_equals_uninterrupted(seen: Records, run: Run) -> None:
+    for record in seen[run.name]:
+        assert len(record.resumed_losses) == 8
+        assert record.resumed_losses == record.losses[12:]
+        assert record.resumed_weights == record.weights
