@@ -7,7 +7,9 @@ from typing import Any
 
 from accelerate.utils import DistributedType
 from torch import nn
+from torch.distributed.fsdp import StateDictType
 from transformers import TrainingArguments
+from transformers.trainer_utils import SaveStrategy
 
 from hf_freeze.errors import PlanError
 from hf_freeze.plan.places import ROLE_EMBEDDINGS
@@ -26,7 +28,8 @@ def check_backend(args: TrainingArguments, state: Any, plan: FreezePlan, *, chan
 
     Raises:
         PlanError: A schedule on DeepSpeed or FSDP1, processes that would never synchronise, FSDP1 without original
-            parameters, reentrant activation checkpointing or NEFTune noise over frozen embeddings.
+            parameters, sharded checkpoints of a model with adapters, reentrant activation checkpointing or NEFTune
+            noise over frozen embeddings.
     """
     _check_processes(args)
     plugin = state.fsdp_plugin if state.distributed_type == DistributedType.FSDP else None
@@ -35,6 +38,8 @@ def check_backend(args: TrainingArguments, state: Any, plan: FreezePlan, *, chan
             "fsdp_use_orig_params: FSDP version 1 flattens frozen and trainable parameters into one without it; got "
             "False. Set it to true in the accelerate config, or use fsdp_version: 2."
         )
+    if plugin is not None and args.save_strategy != SaveStrategy.NO:
+        _check_sharded_checkpoints(plugin, plan)
     if changes:
         _check_changes(state)
     elif ROLE_EMBEDDINGS not in plan.start.frozen:
@@ -49,6 +54,21 @@ def check_backend(args: TrainingArguments, state: Any, plan: FreezePlan, *, chan
         raise PlanError(
             f"training.neftune_noise_alpha: frozen embeddings stay in eval mode, where NEFTune adds no noise; got "
             f"{args.neftune_noise_alpha}. Remove it, or set freeze.embeddings to 'full'."
+        )
+
+
+def _check_sharded_checkpoints(plugin: Any, plan: FreezePlan) -> None:
+    """Refuses checkpoints that lack what trains.
+
+    Of a model with adapters, accelerate 1.15 writes the adapters alone to shards, and nothing under FSDP version 1.
+    """
+    kinds = {decision.parameter.kind for decision in plan.decisions if decision.trainable}
+    is_sharded = plugin.state_dict_type != StateDictType.FULL_STATE_DICT
+    if is_sharded and "adapter" in kinds and (plugin.fsdp_version == 1 or "base" in kinds):
+        raise PlanError(
+            "fsdp_state_dict_type: sharded checkpoints of a model with adapters lack weights that train, and resuming "
+            f"would lose them; got {plugin.state_dict_type.name}. Set it to FULL_STATE_DICT in the accelerate config, "
+            "or training.save_strategy to 'no'."
         )
 
 

@@ -15,6 +15,8 @@ from hf_freeze.training.backends import check_backend, shard_by_block
 from tests.tiny import tiny_bert, tiny_t5
 from tests.unit.training.runs import arguments
 
+LORA = {"peft_type": "LORA", "target_modules": ["query"], "blocks": {"last": 2}}
+
 
 def fsdp(**options: object) -> SimpleNamespace:
     """The state that accelerate has under FSDP, which it switches off on the CPU."""
@@ -40,6 +42,30 @@ class TestFsdp1:
     def test_with_nothing_frozen_it_is_allowed(self, tmp_path: Path) -> None:
         state = fsdp(fsdp_version=1, use_orig_params=False)
         check_backend(arguments(tmp_path), state, plan_of(freeze_model(tiny_bert())))
+
+
+class TestShardedCheckpoints:
+    """Of a model with adapters, accelerate writes the adapters alone to shards, and nothing under FSDP version 1."""
+
+    def check(self, folder: Path, adapters: list[dict[str, object]], *, save: str = "steps", **options: object) -> None:
+        model = freeze_model(tiny_bert(), {"blocks": {"first": 2}}, adapters)
+        check_backend(arguments(folder, save_strategy=save), fsdp(use_orig_params=True, **options), plan_of(model))
+
+    @pytest.mark.parametrize("version", [1, 2])
+    def test_they_are_refused_where_they_lack_what_trains(self, tmp_path: Path, version: int) -> None:
+        message = (
+            "fsdp_state_dict_type: sharded checkpoints of a model with adapters lack weights that train, and resuming "
+            "would lose them; got SHARDED_STATE_DICT. Set it to FULL_STATE_DICT in the accelerate config, or "
+            "training.save_strategy to 'no'."
+        )
+        with pytest.raises(PlanError, match=f"^{re.escape(message)}$"):
+            self.check(tmp_path, [LORA], fsdp_version=version, state_dict_type="SHARDED_STATE_DICT")
+
+    @pytest.mark.parametrize("version", [1, 2])
+    def test_they_are_allowed_elsewhere(self, tmp_path: Path, version: int) -> None:
+        self.check(tmp_path, [], fsdp_version=version, state_dict_type="SHARDED_STATE_DICT")
+        self.check(tmp_path, [LORA], fsdp_version=version, state_dict_type="FULL_STATE_DICT")
+        self.check(tmp_path, [LORA], save="no", fsdp_version=version, state_dict_type="SHARDED_STATE_DICT")
 
 
 class TestSchedules:
