@@ -41,8 +41,6 @@ COLUMNS = (
 )
 # Rows that are put at once, about a batch of an eager build.
 PUT_SIZE = 256
-# Rows in one plain file that is written beside the store.
-PLAIN_ROWS = 100_000
 PAGE_SIZE = 4096
 # What a record has beside its values, and a page run beside its record, in bytes.
 RECORD_OVERHEAD = 64
@@ -176,24 +174,23 @@ def _growth_row(
 
 
 def _write(store: ActivationStore, base: torch.Tensor, first: int, end: int) -> tuple[float, float]:
-    """Puts the rows from `first` to before `end`, and appends as many bytes to a plain file in turns.
+    """Writes the rows from `first` to before `end` to a plain file, which is removed, and then puts them.
 
-    The plain file begins anew after every `PLAIN_ROWS` rows: the disk need not hold all of them twice.
+    One after the other: in turns, the one that waits for the disk waits for what the other has left to it.
 
     Returns:
-        The seconds that each took.
+        The seconds that putting and the plain file took.
     """
-    put = plain = 0.0
     path = store.folder.parent / "plain"
-    for begin in range(first, end, PUT_SIZE):
+    begins = range(first, end, PUT_SIZE)
+    plain = sum(_time(partial(_append, path, base[: end - begin])) for begin in begins)
+    path.unlink()
+    put = 0.0
+    for begin in begins:
         rows = [(key_of(row), base[row % PUT_SIZE]) for row in range(begin, min(begin + PUT_SIZE, end))]
         put += _time(partial(store.put, rows))
-        plain += _time(partial(_append, path, base[: len(rows)]))
-        if (begin - first) % PLAIN_ROWS >= PLAIN_ROWS - PUT_SIZE:
-            path.unlink()
         if not store.writable:
             sys.exit(f"The store took no more rows after {begin}: {store.reason}.")
-    path.unlink(missing_ok=True)
     return put, plain
 
 
