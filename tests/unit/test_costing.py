@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,12 @@ def test_adapters_are_counted(config: Path) -> None:
     assert cost.roles[3].forward_flops > without.roles[3].forward_flops
 
 
+def assert_side_by_side(printed: str, figures: Mapping[str, Sequence[str]]) -> None:
+    """Asserts that a comparison shows the figures of two plans, each in the row of its name."""
+    for name, (first, second) in figures.items():
+        assert re.search(rf"^ *{name} +{first} +{second}$", printed, re.MULTILINE)
+
+
 class TestActivationCheckpointing:
     """FLOPs of a block of the tiny BERT, and the speed-ups that follow where nothing else takes time.
 
@@ -177,13 +184,15 @@ class TestActivationCheckpointing:
         saving.write_text(f"extends: {config.name}\ntraining: {{activation_checkpointing: true}}\n")
         costs = [plan_cost(str(path)) for path in (config, saving)]
         printed = call("plan", config, "--compare", saving).stdout
-        for name, values in {
-            "forward": [f"{cost.total.forward_flops / 1e6:.1f} MFLOP" for cost in costs],
-            "backward": [f"{cost.total.backward_flops / 1e6:.1f} MFLOP" for cost in costs],
-            "step, over full": [f"{cost.over_full.step:.1f}" for cost in costs],
-            "step, over the frozen loop": [f"{cost.over_loop.step:.1f}" for cost in costs],
-        }.items():
-            assert re.search(rf"^ *{name} +{values[0]} +{values[1]}$", printed, re.MULTILINE)
+        assert_side_by_side(
+            printed,
+            {
+                "forward": [f"{cost.total.forward_flops / 1e6:.1f} MFLOP" for cost in costs],
+                "backward": [f"{cost.total.backward_flops / 1e6:.1f} MFLOP" for cost in costs],
+                "step, over full": [f"{cost.over_full.step:.1f}" for cost in costs],
+                "step, over the frozen loop": [f"{cost.over_loop.step:.1f}" for cost in costs],
+            },
+        )
         objects = json.loads(call("plan", config, "--compare", saving, "--json").stdout)
         for cost, found in zip(costs, (each["cost"] for each in objects), strict=True):
             assert found["total"]["backward_flops"] == cost.total.backward_flops
@@ -335,13 +344,15 @@ def test_plans_are_shown_side_by_side(config: Path) -> None:
     assert found is not None
     assert float(found[1]) <= float(found[2])
     costs = [plan_cost(str(path)) for path in (config, deeper)]
-    for name, values in {
-        "run, over the frozen loop": [f"{cost.over_loop.run:.1f}" for cost in costs],
-        "cached run, over the frozen loop": [f"{cost.cached_over_loop.run:.1f}" for cost in costs],
-        "cache build": [f"{cost.cache.build_flops / 1e6:.1f} MFLOP" for cost in costs],
-        "cache build, in steps": [f"{cost.cache.build_steps:,.0f}" for cost in costs],
-    }.items():
-        assert re.search(rf"^ *{name} +{values[0]} +{values[1]}$", result.stdout, re.MULTILINE)
+    assert_side_by_side(
+        result.stdout,
+        {
+            "run, over the frozen loop": [f"{cost.over_loop.run:.1f}" for cost in costs],
+            "cached run, over the frozen loop": [f"{cost.cached_over_loop.run:.1f}" for cost in costs],
+            "cache build": [f"{cost.cache.build_flops / 1e6:.1f} MFLOP" for cost in costs],
+            "cache build, in steps": [f"{cost.cache.build_steps:,.0f}" for cost in costs],
+        },
+    )
 
 
 def test_what_cannot_be_compared_is_said(config: Path, tmp_path: Path) -> None:
